@@ -1,0 +1,39 @@
+# Every target sets up what it needs in .venv; after the first time it starts at once.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench serve clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## create .venv and install the server, the client and the test tools
+
+$(READY): pyproject.toml client/pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("curvserve needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=/path/to/python")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./client --editable '.[test]'
+	@touch $@
+
+demo: $(READY)  ## serve mnist_cnn, train it over HTTP on handwritten digits, print what happens
+	$(BIN)/curvserve demo
+
+test: check  ## lint, types and the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## lint and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## time a gradient-and-curvature pass against BackPACK, in one process
+	$(BIN)/python -m benchmarks
+
+serve: $(READY)  ## serve mnist_cnn on http://127.0.0.1:8000
+	$(BIN)/curvserve serve --model mnist_cnn
+
+clean:  ## remove .venv and every cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
