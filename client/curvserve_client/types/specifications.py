@@ -1,0 +1,178 @@
+"""What a model takes, and what a session is."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from .fields import number_or_none, record, shape, text, texts, whole
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """One parameter of a model.
+
+    Attributes:
+        shape: its shape.
+        dtype: its torch dtype without the prefix, for instance `float32`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Self:
+        """Return the specification that a tensor meets."""
+        return cls(tuple(tensor.shape), dtype_name(tensor.dtype))
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """Read the record from JSON values."""
+        return cls(shape(document, "shape"), text(document, "dtype"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        return {"shape": list(self.shape), "dtype": self.dtype}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a model takes as inputs, or as targets.
+
+    Attributes:
+        dtype: the dtypes it takes, without the torch prefix; the first is its own.
+        shape: the shape of one sample; a batch has one axis before it.
+        minimum: the smallest value allowed, or None.
+        maximum: the largest value allowed, or None.
+        meaning: in words, what the numbers are.
+    """
+
+    dtype: tuple[str, ...]
+    shape: tuple[int, ...]
+    minimum: float | None = None
+    maximum: float | None = None
+    meaning: str = ""
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """Read the record from JSON values."""
+        return cls(
+            dtype=texts(document, "dtype"),
+            shape=shape(document, "shape"),
+            minimum=number_or_none(document, "minimum"),
+            maximum=number_or_none(document, "maximum"),
+            meaning=text(document, "meaning"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        return dataclasses.asdict(self) | {"dtype": list(self.dtype), "shape": list(self.shape)}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a registered model is and serves.
+
+    Attributes:
+        name: the model's name.
+        parameters: parameter name -> specification, in the module's order.
+        inputs: what it takes as inputs.
+        targets: what it takes as targets.
+        loss: the loss, by its torch name.
+        metrics: the metrics reported beside the loss.
+        quantities: the quantities that `curvature` can be asked for.
+        max_batch: the largest number of samples in one batch.
+    """
+
+    name: str
+    parameters: Mapping[str, ParameterSpec]
+    inputs: TensorSpec
+    targets: TensorSpec
+    loss: str
+    metrics: tuple[str, ...]
+    quantities: tuple[str, ...]
+    max_batch: int
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """Read the record from JSON values."""
+        return cls(
+            name=text(document, "name"),
+            parameters=_parameters(document),
+            inputs=TensorSpec.from_dict(record(document, "inputs")),
+            targets=TensorSpec.from_dict(record(document, "targets")),
+            loss=text(document, "loss"),
+            metrics=texts(document, "metrics"),
+            quantities=texts(document, "quantities"),
+            max_batch=whole(document, "max_batch"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        return {
+            "name": self.name,
+            "parameters": {name: spec.to_dict() for name, spec in self.parameters.items()},
+            "inputs": self.inputs.to_dict(),
+            "targets": self.targets.to_dict(),
+            "loss": self.loss,
+            "metrics": list(self.metrics),
+            "quantities": list(self.quantities),
+            "max_batch": self.max_batch,
+        }
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """A session as it is now.
+
+    Attributes:
+        name: the session's name.
+        model: the name of its model.
+        version: grows by one at every change of the parameters.
+        seed: the seed of its initial parameters and of every draw (`draw_seed`).
+        rule: the name of its update rule.
+        steps: how many steps it has taken.
+        parameters: parameter name -> specification, in the module's order.
+        created: when, as ISO 8601 in UTC.
+    """
+
+    name: str
+    model: str
+    version: int
+    seed: int
+    rule: str
+    steps: int
+    parameters: Mapping[str, ParameterSpec]
+    created: str
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """Read the record from JSON values."""
+        return cls(
+            name=text(document, "name"),
+            model=text(document, "model"),
+            version=whole(document, "version"),
+            seed=whole(document, "seed"),
+            rule=text(document, "rule"),
+            steps=whole(document, "steps"),
+            parameters=_parameters(document),
+            created=text(document, "created"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        parameters = {name: spec.to_dict() for name, spec in self.parameters.items()}
+        return dataclasses.asdict(self) | {"parameters": parameters}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's name without the torch prefix, for instance `float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _parameters(document: Mapping[str, Any]) -> dict[str, ParameterSpec]:
+    found = record(document, "parameters")
+    return {name: ParameterSpec.from_dict(record(found, name)) for name in found}
