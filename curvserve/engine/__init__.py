@@ -1,0 +1,12 @@
+"""The curvature engine: gradients per sample and curvature of any PyTorch model.
+
+Made for scripts written for BackPACK: ``extend`` the model and the loss, open ``with
+backpack(DiagGGNMC()):`` and call ``loss.backward()``. Or call :func:`evaluate`, which needs no
+hooks. It stands on torch alone.
+"""
+
+from curvserve.engine.context import backpack, disable
+from curvserve.engine.evaluate import Evaluation, evaluate
+from curvserve.engine.extend import extend
+
+__all__ = ["Evaluation", "backpack", "disable", "evaluate", "extend"]

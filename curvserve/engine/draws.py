@@ -1,0 +1,69 @@
+"""Where the random numbers of the Monte-Carlo factors come from."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Normal
+
+__all__ = ["GlobalDraws", "SeededDraws"]
+
+
+class GlobalDraws:
+    """Draws from torch's global generator, number for number as BackPACK does."""
+
+    def classes(self, probabilities: Tensor, count: int) -> Tensor:
+        """See :class:`curvserve.engine.losses.Draws`."""
+        drawn: Tensor = Categorical(probs=probabilities, validate_args=False).sample((count,))
+        return drawn
+
+    def normal(self, mean: Tensor, deviation: float, count: int) -> Tensor:
+        """See :class:`curvserve.engine.losses.Draws`."""
+        scale = torch.full_like(mean, deviation)
+        drawn: Tensor = Normal(mean, scale, validate_args=False).sample((count,))
+        return drawn
+
+
+@dataclass
+class SeededDraws:
+    """Draws for the whole batch from a generator of its own, and hands out one part's share.
+
+    The n-th sample's numbers depend on the seed, its index and the size of the whole batch only:
+    neither on how the batch is cut into parts nor on the device or the thread. Each method call
+    continues the generator, so the parts of a batch each need a fresh instance.
+
+    Attributes:
+        seed: Seeds the generator, which lives on the CPU.
+        total: The number of lines (first axis of the output) of the whole batch.
+        offset: The first line of this part.
+    """
+
+    seed: int
+    total: int
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        """Makes the generator."""
+        self._generator = torch.Generator().manual_seed(self.seed)
+
+    def classes(self, probabilities: Tensor, count: int) -> Tensor:
+        """See :class:`curvserve.engine.losses.Draws`; by inversion of the cumulative sum."""
+        uniform = torch.rand(
+            (count, self.total, *probabilities.shape[1:-1]),
+            generator=self._generator,
+            dtype=torch.float64,
+        )
+        cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+        level = self._part(uniform, probabilities).unsqueeze(-1) * cumulative[..., -1:]
+        # The first class whose cumulative probability exceeds the level; never an impossible one.
+        return (cumulative <= level).sum(-1).clamp_(max=probabilities.shape[-1] - 1)
+
+    def normal(self, mean: Tensor, deviation: float, count: int) -> Tensor:
+        """See :class:`curvserve.engine.losses.Draws`."""
+        noise = torch.randn(
+            (count, self.total, *mean.shape[1:]), generator=self._generator, dtype=torch.float64
+        )
+        return mean + deviation * self._part(noise, mean).to(mean.dtype)
+
+    def _part(self, numbers: Tensor, like: Tensor) -> Tensor:
+        return numbers[:, self.offset : self.offset + len(like)].to(like.device)

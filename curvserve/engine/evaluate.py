@@ -1,0 +1,238 @@
+"""Loss, gradient and curvature of one batch in one call, without hooks left behind."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from curvserve.engine import losses
+from curvserve.engine.backward import FirstOrder, second_order
+from curvserve.engine.draws import GlobalDraws, SeededDraws
+from curvserve.engine.errors import UnsupportedLossError
+from curvserve.engine.graph import read
+from curvserve.engine.losses import Draws, LossAt, LossRule
+from curvserve.engine.plan import plan
+from curvserve.engine.quantities import QUANTITIES, DiagGGNMC, Quantity
+from curvserve.engine.recording import attached, is_attached
+from curvserve.engine.rows import Rows
+
+__all__ = ["Evaluation", "evaluate"]
+
+GRADIENT = "grad"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` returns.
+
+    Attributes:
+        loss: The loss, 0-dimensional.
+        outputs: The model's output, detached.
+        quantities: For each quantity asked for, in that order, the result for each parameter.
+    """
+
+    loss: Tensor
+    outputs: Tensor
+    quantities: dict[str, dict[str, Tensor]]
+
+
+def evaluate(
+    model: nn.Module,
+    loss: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    quantities: Sequence[str | Quantity] = (GRADIENT, "diag_ggn_mc"),
+    *,
+    seed: int | None = None,
+    mc_samples: int = 1,
+    chunk: int | None = None,
+) -> Evaluation:
+    """Computes the loss of a batch together with quantities of its parameters.
+
+    Neither the model nor the loss needs to be extended, and neither is changed: no attribute of
+    a parameter is written, ``p.grad`` included.
+
+    Args:
+        model: The model, in the mode (training or evaluation) that it is to be used in.
+        loss: A loss module with a curvature rule, reduced by ``mean`` or ``sum``.
+        inputs: The model's input, samples first.
+        targets: The targets, samples first; several lines for each sample, next to each other,
+            where the model's output has several.
+        quantities: ``"grad"`` and the names (savefields) of extensions, or extensions themselves.
+        seed: Seeds the Monte-Carlo draws: the same seed gives the same numbers, whatever the
+            chunks. Without it they come from torch's global generator, as in ``backpack``.
+        mc_samples: The draws for each sample of quantities given by name.
+        chunk: The most samples that go through the model at once, to bound memory; by default
+            the whole batch. Results are those of the whole batch up to rounding.
+
+    Returns:
+        The loss, the output, and for each quantity a mapping from the names of the parameters that
+        require gradients to tensors on their device.
+
+    Raises:
+        ValueError: A quantity is unknown or asked for twice, or ``chunk`` is not positive.
+        UnsupportedLossError: The loss has no curvature rule.
+        EngineError: The model, the loss or the batch admits no such quantity.
+    """
+    asked = _resolve(quantities, mc_samples)
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be a positive number of samples, got {chunk}")
+    rule = losses.find(loss)
+    if rule is None:
+        known = ", ".join(sorted(kind.__name__ for kind in losses.RULES))
+        raise UnsupportedLossError(
+            f"{type(loss).__name__} has no curvature rule; losses that have: {known}"
+        )
+    with nullcontext() if is_attached(model) else attached(model):
+        parts = list(_parts(model, loss, rule, inputs, targets, asked, seed, chunk))
+    return parts[0] if len(parts) == 1 else _merge(parts, asked)
+
+
+def _resolve(quantities: Sequence[str | Quantity], mc_samples: int) -> dict[str, Quantity | None]:
+    """The quantities by name; None stands for the gradient."""
+    asked: dict[str, Quantity | None] = {}
+    for quantity in quantities:
+        name = quantity if isinstance(quantity, str) else quantity.savefield
+        if name in asked:
+            raise ValueError(f"quantity '{name}' is asked for twice")
+        if isinstance(quantity, Quantity):
+            asked[name] = quantity
+        elif name == GRADIENT:
+            asked[name] = None
+        elif name in QUANTITIES:
+            kind = QUANTITIES[name]
+            asked[name] = kind(mc_samples) if kind is DiagGGNMC else kind()
+        else:
+            known = ", ".join([GRADIENT, *sorted(QUANTITIES)])
+            raise ValueError(f"unknown quantity '{name}'; there are: {known}")
+    return asked
+
+
+def _parts(
+    model: nn.Module,
+    loss: nn.Module,
+    rule: LossRule,
+    inputs: Tensor,
+    targets: Tensor,
+    asked: Mapping[str, Quantity | None],
+    seed: int | None,
+    chunk: int | None,
+) -> Iterator[Evaluation]:
+    """Evaluates the batch part by part, each with its share of the whole batch's loss."""
+    size = len(inputs) if chunk is None else chunk
+    lines = max(1, len(targets) // max(1, len(inputs)))
+    for start in range(0, len(inputs), size):
+        own = targets[start * lines : (start + size) * lines]
+        batch = _Batch(
+            model, loss, rule, inputs[start : start + size], own, targets, len(inputs), start
+        )
+        yield _evaluate(batch, asked, seed)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A part of a batch.
+
+    Attributes:
+        whole: The targets of the whole batch.
+        total: The number of samples in it.
+        start: The index of the first sample of this part.
+    """
+
+    model: nn.Module
+    loss: nn.Module
+    rule: LossRule
+    inputs: Tensor
+    targets: Tensor
+    whole: Tensor
+    total: int
+    start: int
+
+    def share(self, outputs: Tensor) -> float | Tensor:
+        """By what the loss of this part is multiplied so that all parts add up to the batch's."""
+        if len(self.targets) == len(self.whole):
+            return 1.0
+        lines = len(outputs) * self.total // len(self.inputs)
+        all_outputs = outputs.detach()[:1].expand(lines, *outputs.shape[1:])
+        part = self.rule.norm(self.loss, outputs.detach(), self.targets)
+        return part / self.rule.norm(self.loss, all_outputs, self.whole)
+
+
+def _evaluate(batch: _Batch, asked: Mapping[str, Quantity | None], seed: int | None) -> Evaluation:
+    named = {name: p for name, p in batch.model.named_parameters() if p.requires_grad}
+    with torch.enable_grad():
+        outputs = batch.model(batch.inputs)
+        share = batch.share(outputs)
+        value = batch.loss(outputs, batch.targets) * share
+    extensions = [q for q in asked.values() if q is not None]
+    found: dict[str, dict[Tensor, Tensor]] = {q.savefield: {} for q in extensions}
+    samples = len(outputs)
+    first: FirstOrder | None = None
+    if extensions:
+        edge = GradientEdge(outputs.grad_fn, outputs.output_nr)
+        values = outputs.detach()
+        losses.check(batch.rule, batch.loss, values, batch.targets)
+        graph = read(outputs.grad_fn)
+        way = plan(graph, edge, values)
+        samples = way.samples
+        at = LossAt(batch.rule, batch.loss, values, batch.targets, share, way.layout, way.samples)
+        with torch.no_grad():
+            draws = _draws(batch, outputs, seed)
+            found |= second_order(graph, way, edge, at, extensions, draws)
+
+        def done(parameter: Tensor, results: dict[str, Tensor]) -> None:
+            for field, result in results.items():
+                found[field][parameter] = result
+
+        rest = [q for q in extensions if not found[q.savefield]]
+        first = FirstOrder(graph, way, rest, done) if rest else None
+    gradients = torch.autograd.grad(value, list(named.values()), allow_unused=True)
+    if first is not None:
+        first.unfinished()
+    found[GRADIENT] = {
+        p: torch.zeros_like(p) if g is None else g
+        for p, g in zip(named.values(), gradients, strict=True)
+    }
+    return Evaluation(
+        value.detach(),
+        outputs.detach(),
+        {
+            name: {key: _result(found[name], p, q, samples) for key, p in named.items()}
+            for name, q in asked.items()
+        },
+    )
+
+
+def _draws(batch: _Batch, outputs: Tensor, seed: int | None) -> Draws:
+    if seed is None:
+        return GlobalDraws()
+    lines = len(outputs) // len(batch.inputs)
+    return SeededDraws(seed, batch.total * lines, batch.start * lines)
+
+
+def _result(
+    found: Mapping[Tensor, Tensor], parameter: Tensor, quantity: Quantity | None, samples: int
+) -> Tensor:
+    """The result for a parameter, zero if the loss does not depend on it."""
+    if parameter in found:
+        return found[parameter]
+    assert quantity is not None
+    return quantity.reduce(Rows((), samples, parameter.detach()))
+
+
+def _merge(parts: Sequence[Evaluation], asked: Mapping[str, Quantity | None]) -> Evaluation:
+    quantities: dict[str, dict[str, Tensor]] = {}
+    for name, quantity in asked.items():
+        quantities[name] = {}
+        for key in parts[0].quantities[name]:
+            pieces = [part.quantities[name][key] for part in parts]
+            together = torch.stack(pieces).sum(0) if quantity is None else quantity.merge(pieces)
+            quantities[name][key] = together
+    return Evaluation(
+        torch.stack([part.loss for part in parts]).sum(0),
+        torch.cat([part.outputs for part in parts]),
+        quantities,
+    )

@@ -1,0 +1,127 @@
+"""Reads the recorded calls and the uses of parameters off an autograd graph."""
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from weakref import ref
+
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+from torch.utils.weak import WeakIdRef
+
+from curvserve.engine.recording import Call, calls_ending_at
+
+__all__ = ["Connection", "Graph", "RecordedCall", "Use", "read"]
+
+
+@dataclass(eq=False)
+class RecordedCall:
+    """A recorded call together with its place in the graph.
+
+    Attributes:
+        call: The record.
+        edges: For the index of each tensor among the call's results that the graph holds, its edge.
+    """
+
+    call: Call
+    edges: dict[int, GradientEdge] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Use:
+    """One place where a parameter enters the graph.
+
+    Attributes:
+        parameter: The leaf.
+        sequence: The sequence number of the node that takes it in.
+    """
+
+    parameter: Tensor
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A node together with one that takes in its result.
+
+    Attributes:
+        producer: The node.
+        consumer: The sequence number of the node that takes in its result.
+    """
+
+    producer: Node
+    consumer: int
+
+
+@dataclass
+class Graph:
+    """What one traversal finds.
+
+    Attributes:
+        calls: The recorded calls, in the order in which they are met going backward.
+        uses: The uses of parameters.
+        connections: All connections between inner nodes.
+        signature: Equal for graphs of equal structure, shapes and module states.
+    """
+
+    calls: list[RecordedCall]
+    uses: list[Use]
+    connections: list[Connection]
+    signature: Hashable
+
+    def around(self, sequence: int) -> list[RecordedCall]:
+        """The calls during which a node was made, innermost first."""
+        enclosing = [c for c in self.calls if c.call.encloses(sequence)]
+        return sorted(enclosing, key=lambda c: (c.call.end - c.call.start, c.call.order))
+
+
+def read(root: Node) -> Graph:
+    """Traverses the graph behind ``root``.
+
+    Args:
+        root: The node that made the model's output.
+
+    Returns:
+        The recorded calls and uses found, in a deterministic order.
+    """
+    calls: dict[Call, RecordedCall] = {}
+    uses: list[Use] = []
+    connections: list[Connection] = []
+    shape: list[Hashable] = []
+    for node in _nodes(root):
+        shape.append(node.name())
+        for call, index, number in calls_ending_at(node):
+            recorded = calls.setdefault(call, RecordedCall(call))
+            recorded.edges[index] = GradientEdge(node, number)
+        sequence = node._sequence_nr()
+        for child, _ in node.next_functions:
+            if child is None:
+                shape.append(None)
+            elif child.name() == _LEAF:
+                parameter = child.variable  # type: ignore[attr-defined] # AccumulateGrad alone has it
+                uses.append(Use(parameter, sequence))
+                shape.append(WeakIdRef(parameter))
+            else:
+                connections.append(Connection(child, sequence))
+    shape.extend(_state(recorded.call) for recorded in calls.values())
+    return Graph(list(calls.values()), uses, connections, tuple(shape))
+
+
+_LEAF = "torch::autograd::AccumulateGrad"
+
+
+def _nodes(root: Node) -> Iterator[Node]:
+    """All inner nodes, each once, depth first."""
+    stack, seen = [root], {root}
+    while stack:
+        node = stack.pop()
+        yield node
+        for child, _ in node.next_functions:
+            if child is not None and child not in seen and child.name() != _LEAF:
+                seen.add(child)
+                stack.append(child)
+
+
+def _state(call: Call) -> Hashable:
+    """What, beside the graph, decides how the call treats its samples."""
+    shapes = tuple(t.shape for t in call.tensors())
+    return ref(call.module), shapes, tuple(m.training for m in call.module.modules())

@@ -1,0 +1,32 @@
+"""The layer kinds that have a rule of their own, and the one module that BackPACK adds to torch."""
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from curvserve.engine.layers.base import LayerRule
+from curvserve.engine.layers.conv2d import Conv2d
+from curvserve.engine.layers.embedding import Embedding
+from curvserve.engine.layers.flatten import Flatten
+from curvserve.engine.layers.layer_norm import LayerNorm
+from curvserve.engine.layers.linear import Linear
+
+__all__ = ["RULES", "Flatten", "LayerRule", "find"]
+
+RULES: dict[type[nn.Module], LayerRule] = {
+    kind: rule for rule in (Linear(), Conv2d(), Embedding(), LayerNorm()) for kind in rule.kinds
+}
+
+
+def find(module: nn.Module) -> LayerRule | None:
+    """The rule for a module, or None where only the generic rule applies.
+
+    A subclass has its parent's rule as long as it computes what the parent computes: neither the
+    class nor the instance replaces ``forward``.
+    """
+    if "forward" in module.__dict__ or parametrize.is_parametrized(module):
+        return None
+    for kind in type(module).__mro__:
+        if kind in RULES:
+            same = type(module).forward is kind.forward
+            return RULES[kind] if same else None
+    return None

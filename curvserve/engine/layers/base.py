@@ -1,0 +1,64 @@
+"""What a layer kind has to say: how a cotangent at its output becomes per-sample rows.
+
+Adding a layer kind is adding one file beside this one and naming it in ``__init__``.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+__all__ = ["LayerRule"]
+
+# Per-sample rows of one chunk are meant to stay in a core's second-level cache.
+_CHUNK_BYTES = 1 << 20
+
+
+class LayerRule(ABC):
+    """The contraction of one kind of layer.
+
+    Everywhere, ``a`` is the layer's input and ``s`` the cotangent at its output, both arranged
+    with the N samples first: ``[N, *extra, *layer's own axes]``, where the extra axes are those
+    that the layer treats alike (tokens, frames), none in the simplest case.
+
+    Attributes:
+        kinds: The module classes that the rule covers.
+        parameters: The names of the parameters that the rule covers.
+    """
+
+    kinds: ClassVar[tuple[type[nn.Module], ...]]
+    parameters: ClassVar[tuple[str, ...]] = ("weight", "bias")
+
+    @abstractmethod
+    def rows(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
+        """The per-sample products ``J_n^T s_n`` with the Jacobian for one parameter.
+
+        Args:
+            module: The layer.
+            name: Which of its parameters.
+            a: Its input, samples first.
+            s: The cotangent at its output, samples first.
+
+        Returns:
+            A tensor of shape ``[N, *parameter.shape]``.
+        """
+
+    def square_sum(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
+        """The sum over samples of the squared rows, ``sum_n (J_n^T s_n)^2``.
+
+        The default forms the rows of a few samples at a time; a rule overrides it where the sum
+        can be had without the rows.
+
+        Returns:
+            A tensor of the parameter's shape.
+        """
+        parameter = module.get_parameter(name)
+        size = max(1, _CHUNK_BYTES // max(1, parameter.numel() * s.element_size()))
+        total = s.new_zeros(parameter.shape)
+        for a_chunk, s_chunk in zip(a.split(size), s.split(size), strict=True):
+            total += self.rows(module, name, a_chunk, s_chunk).square_().sum(0)
+        return total
+
+    def objection(self, module: nn.Module) -> str | None:
+        """Why nothing can be computed for this very module, if so."""
+        return None

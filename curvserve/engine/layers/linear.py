@@ -1,0 +1,34 @@
+"""``nn.Linear`` with any number of extra axes between the samples and the features."""
+
+from torch import Tensor, einsum, nn
+
+from curvserve.engine.layers.base import LayerRule
+
+__all__ = ["Linear"]
+
+
+class Linear(LayerRule):
+    """``y = W a + b``: the row for W is ``sum_t s_t a_t^T``, that for b is ``sum_t s_t``."""
+
+    kinds = (nn.Linear,)
+
+    def rows(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
+        """See the base class; ``a`` is ``[N, *, in]``, ``s`` is ``[N, *, out]``."""
+        a, s = _positions(a), _positions(s)
+        if name == "bias":
+            return s.sum(1)
+        return einsum("nto,nti->noi", s, a)
+
+    def square_sum(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
+        """Without extra axes ``(s^2)^T (a^2)``: the rows are never formed."""
+        if s.dim() > 2 and s[0, ..., 0].numel() > 1:
+            return super().square_sum(module, name, a, s)
+        a, s = a.reshape(len(a), -1), s.reshape(len(s), -1)
+        if name == "bias":
+            return s.square().sum(0)
+        return s.square().T @ a.square()
+
+
+def _positions(t: Tensor) -> Tensor:
+    """Folds all extra axes into one: ``[N, T, features]``."""
+    return t.unsqueeze(1) if t.dim() == 2 else t.flatten(1, -2)

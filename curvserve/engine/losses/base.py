@@ -1,0 +1,159 @@
+"""What a loss has to say about its curvature.
+
+A loss is a sum of independent *terms* (one for each sample and position of a cross entropy, one
+for each element of a squared error), each with a small Hessian with respect to the output that
+it reads. A rule gives the square roots of these Hessians, exactly and as Monte-Carlo estimates.
+Adding a loss is adding one file beside this one and naming it in ``__init__``.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from curvserve.engine.errors import NonFiniteError, UnsupportedLossError
+from curvserve.engine.samples import Layout
+
+__all__ = ["Draws", "LossAt", "LossRule", "check"]
+
+
+class Draws(Protocol):
+    """A source of random numbers for the Monte-Carlo factors."""
+
+    def classes(self, probabilities: Tensor, count: int) -> Tensor:
+        """Draws ``count`` class indices for each line of ``probabilities`` ``[..., C]``."""
+
+    def normal(self, mean: Tensor, deviation: float, count: int) -> Tensor:
+        """Draws ``count`` normal variates around each element of ``mean``."""
+
+
+class LossRule(ABC):
+    """The curvature of one loss module.
+
+    Attributes:
+        kinds: The loss classes that the rule covers.
+    """
+
+    kinds: ClassVar[tuple[type[nn.Module], ...]]
+
+    @abstractmethod
+    def norm(self, module: nn.Module, outputs: Tensor, targets: Tensor) -> Tensor | float:
+        """What the sum over the terms is divided by, 1 for ``reduction='sum'``."""
+
+    @abstractmethod
+    def exact(self, module: nn.Module, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The square root of every term's Hessian, side by side.
+
+        Returns:
+            ``[V, *outputs.shape]`` with V columns for each term. Columns of different terms
+            share an entry of the first axis; :class:`LossAt` takes them apart.
+        """
+
+    @abstractmethod
+    def sampled(
+        self, module: nn.Module, outputs: Tensor, targets: Tensor, count: int, draws: Draws
+    ) -> Tensor:
+        """Estimates of the same square root, ``[count, *outputs.shape]``.
+
+        The terms are independent and their draws have mean zero, so they need not be taken apart.
+        """
+
+    def term_axis(self, outputs: Tensor) -> int | None:
+        """The axis of the output along which one term reads, None if it reads one element."""
+        return None
+
+    def check(self, module: nn.Module, outputs: Tensor, targets: Tensor) -> None:  # noqa: B027
+        """Raises for options that the rule does not cover."""
+
+
+def check(rule: LossRule, module: nn.Module, outputs: Tensor, targets: Tensor) -> None:
+    """Raises what the rule and the values of the output ask for, before anything is computed.
+
+    Args:
+        rule: The rule of the loss.
+        module: The loss module.
+        outputs: The model's output.
+        targets: The targets.
+
+    Raises:
+        UnsupportedLossError: The loss is not reduced, or has an option without a rule.
+        NonFiniteError: The output holds NaN or infinity.
+    """
+    if module.reduction not in ("mean", "sum"):
+        raise UnsupportedLossError(
+            f"{type(module).__name__} has reduction='{module.reduction}'; the extensions need "
+            "'mean' or 'sum'"
+        )
+    rule.check(module, outputs, targets)
+    if not bool(torch.isfinite(outputs).all()):
+        raise NonFiniteError(
+            "the model's output holds NaN or infinity: no curvature can be computed there, and "
+            "nothing was stored"
+        )
+
+
+@dataclass(frozen=True)
+class LossAt:
+    """A loss at given outputs and targets, with the curvature that it has there.
+
+    Attributes:
+        rule: The rule of the loss.
+        module: The loss module.
+        outputs: The model's output, detached.
+        targets: The targets.
+        scale: A factor on the loss (that of ``(c * loss).backward()``, or of a part of a batch).
+        layout: Where the samples lie in the output.
+        samples: Their number N.
+    """
+
+    rule: LossRule
+    module: nn.Module
+    outputs: Tensor
+    targets: Tensor
+    scale: float | Tensor
+    layout: Layout
+    samples: int
+
+    def exact_columns(self) -> Tensor:
+        """A factor S of the loss Hessian with ``sum_v S_v S_v^T = H`` on each sample's block.
+
+        Returns:
+            ``[V, *outputs.shape]``; V counts the columns of one sample, over all its terms.
+        """
+        columns = self._scaled(self.rule.exact(self.module, self.outputs, self.targets))
+        masks = self._term_masks()
+        if len(masks) == 1:
+            return columns
+        return torch.cat([columns * mask for mask in masks])
+
+    def sampled_columns(self, count: int, draws: Draws) -> Tensor:
+        """Random columns whose outer products have the loss Hessian as their expected sum.
+
+        Returns:
+            ``[count, *outputs.shape]``, scaled by ``1 / sqrt(count)``.
+        """
+        columns = self.rule.sampled(self.module, self.outputs, self.targets, count, draws)
+        return self._scaled(columns) * float(count**-0.5)
+
+    def _scaled(self, columns: Tensor) -> Tensor:
+        norm = self.rule.norm(self.module, self.outputs, self.targets)
+        factor = torch.as_tensor(self.scale, dtype=columns.dtype, device=columns.device) / norm
+        scaled: Tensor = columns * factor.sqrt()
+        return scaled
+
+    def _term_masks(self) -> list[Tensor]:
+        """Masks that each keep one term of every sample, together all terms."""
+        shape = list(self.outputs.shape)
+        axis = self.rule.term_axis(self.outputs)
+        if axis is not None:
+            shape[axis] = 1
+        numbers = torch.arange(int(torch.Size(shape).numel())).reshape(shape)
+        terms = self.layout.samples_first(numbers, self.samples).reshape(self.samples, -1)
+        masks = []
+        for term in terms.T:
+            mask = torch.zeros(numbers.numel(), dtype=self.outputs.dtype)
+            mask[term] = 1
+            masks.append(mask.reshape(shape).to(self.outputs.device))
+        return masks

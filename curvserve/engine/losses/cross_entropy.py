@@ -1,0 +1,80 @@
+"""``nn.CrossEntropyLoss`` with every option and any number of extra axes."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from curvserve.engine.errors import UnsupportedLossError
+from curvserve.engine.losses.base import Draws, LossRule
+
+__all__ = ["CrossEntropy"]
+
+
+class CrossEntropy(LossRule):
+    """Softmax cross entropy: each term's Hessian is ``c (diag(p) - p p^T)``, p the probabilities.
+
+    The coefficient c is the total weight of the term's target: 1 in the plain case, the weight
+    of the class, 0 where the class is ``ignore_index``, a mixture with label smoothing or
+    probabilities as targets.
+    """
+
+    kinds = (nn.CrossEntropyLoss,)
+
+    def term_axis(self, outputs: Tensor) -> int:
+        """The class axis."""
+        return 1
+
+    def check(self, module: nn.Module, outputs: Tensor, targets: Tensor) -> None:
+        """Refuses a single sample without a batch axis."""
+        if outputs.dim() < 2:
+            raise UnsupportedLossError(
+                f"CrossEntropyLoss needs an output [N, C, ...], got {tuple(outputs.shape)}: give "
+                "a single sample a batch axis of size 1"
+            )
+
+    def norm(self, module: nn.Module, outputs: Tensor, targets: Tensor) -> Tensor | float:
+        """The number of positions, or for class targets the sum of their classes' weights."""
+        assert isinstance(module, nn.CrossEntropyLoss)
+        if module.reduction == "sum":
+            return 1.0
+        if targets.is_floating_point():
+            return float(outputs.numel() // outputs.shape[1])
+        return _class_weights(module, outputs, targets).sum()
+
+    def exact(self, module: nn.Module, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Column v is ``sqrt(c p_v) (e_v - p)``."""
+        probabilities = outputs.softmax(1).movedim(1, -1)
+        root = probabilities.sqrt()
+        columns = torch.diag_embed(root) - probabilities.unsqueeze(-1) * root.unsqueeze(-2)
+        columns = columns.movedim(-1, 0).movedim(-1, 2)
+        return columns * _coefficients(module, outputs, targets).sqrt()
+
+    def sampled(
+        self, module: nn.Module, outputs: Tensor, targets: Tensor, count: int, draws: Draws
+    ) -> Tensor:
+        """``sqrt(c) (p - e_y)`` with y drawn from p."""
+        probabilities = outputs.softmax(1).movedim(1, -1)
+        drawn = F.one_hot(draws.classes(probabilities, count), probabilities.shape[-1])
+        columns = (probabilities - drawn.to(outputs.dtype)).movedim(-1, 2)
+        return columns * _coefficients(module, outputs, targets).sqrt()
+
+
+def _class_weights(module: nn.CrossEntropyLoss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The weight of each position's class, 0 where the position is ignored."""
+    counted = targets != module.ignore_index
+    if module.weight is None:
+        return counted.to(outputs.dtype)
+    return module.weight[targets.where(counted, 0)] * counted
+
+
+def _coefficients(module: nn.Module, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The total weight of each term's target, with the class axis kept at size 1."""
+    assert isinstance(module, nn.CrossEntropyLoss)
+    classes, smoothing = outputs.shape[1], module.label_smoothing
+    weight = outputs.new_ones(classes) if module.weight is None else module.weight
+    if targets.is_floating_point():
+        mixed = targets * (1 - smoothing) + smoothing / classes
+        return (mixed.movedim(1, -1) @ weight).unsqueeze(1)
+    counted = (targets != module.ignore_index).to(outputs.dtype)
+    own = (1 - smoothing) * _class_weights(module, outputs, targets)
+    return (own + smoothing * weight.mean() * counted).unsqueeze(1)

@@ -1,0 +1,60 @@
+"""The per-sample rows ``J_n^T s_n`` of one parameter for one cotangent, formed only on demand."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Size, Tensor
+
+__all__ = ["Part", "Rows"]
+
+
+class Part(Protocol):
+    """The share that one call of one module has in the rows of a parameter."""
+
+    def rows(self, samples: Tensor | None) -> Tensor:
+        """The rows ``[N, *p]``, or only those of the given samples."""
+
+    def square_sum(self) -> Tensor:
+        """The rows squared and summed over the samples ``[*p]``."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one parameter: the sum of the parts of all its uses.
+
+    A parameter that is used more than once (tied weights, a module called twice) has the sum of
+    its parts as its row, and only then is anything squared.
+
+    Attributes:
+        parts: One for each call that uses the parameter; none if the loss does not depend on it.
+        samples: The number N of samples.
+        like: The parameter, for shape, dtype and device.
+    """
+
+    parts: Sequence[Part]
+    samples: int
+    like: Tensor
+
+    def dense(self, samples: Tensor | None = None) -> Tensor:
+        """The rows themselves.
+
+        Args:
+            samples: Indices of the samples to form rows of; all by default.
+
+        Returns:
+            A tensor ``[N, *p]``, with the samples asked for in the order asked for.
+        """
+        if not self.parts:
+            count = self.samples if samples is None else len(samples)
+            return self.like.new_zeros(Size((count, *self.like.shape)))
+        total = self.parts[0].rows(samples)
+        for part in self.parts[1:]:
+            total = total + part.rows(samples)
+        return total
+
+    def square_sum(self) -> Tensor:
+        """``sum_n (J_n^T s_n)^2``, shape ``[*p]``; the rows are formed only for tied parameters."""
+        if len(self.parts) == 1:
+            return self.parts[0].square_sum()
+        return self.dense().square().sum(0)
