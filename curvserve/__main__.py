@@ -1,0 +1,5 @@
+"""`python -m curvserve`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,119 @@
+"""The bytes of a request, received once into one buffer.
+
+`FastAPI(max_body_size=...)` is not used: it answers with plain text, where every error of this
+service is a problem document, and it knows one cap, where ours follow from the model.
+"""
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+
+from curvserve_client.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    LengthRequired,
+    MalformedBody,
+    UnsupportedMediaType,
+)
+from curvserve_client.wire import MEDIA_TYPE
+from fastapi import Request
+
+from .limits import Limits
+
+JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class Body:
+    """A body that arrived whole.
+
+    Attributes:
+        data: its bytes.
+        media_type: `application/json` or that of safetensors.
+        fingerprint: SHA-256 of method, path, query and bytes.
+    """
+
+    data: bytearray
+    media_type: str
+    fingerprint: bytes
+
+
+def media_type(request: Request) -> str:
+    """Return a body's media type without its parameters.
+
+    Raises:
+        UnsupportedMediaType: neither JSON nor safetensors.
+    """
+    given = request.headers.get("content-type", "")
+    kind = given.partition(";")[0].strip().lower()
+    if kind not in (JSON, MEDIA_TYPE):
+        expected = f"{MEDIA_TYPE} or {JSON}"
+        raise UnsupportedMediaType(f"the Content-Type is {given!r}", expected=expected)
+    return kind
+
+
+async def receive(request: Request, limits: Limits, tensor_bytes: int) -> Body:
+    """Receive a body into a buffer of its declared length; a chunked one grows up to the cap.
+
+    Args:
+        request: the request, its body not yet read.
+        limits: caps and deadlines.
+        tensor_bytes: what the largest legal tensors take; 0 for a JSON document without tensors.
+
+    Raises:
+        UnsupportedMediaType: neither JSON nor safetensors.
+        LengthRequired: no Content-Length, and not chunked.
+        BodyTooLarge: over the cap, declared or arrived; nothing more of it is kept.
+        MalformedBody: not as many bytes as declared.
+        DeadlineExceeded: it did not arrive in time.
+        ClientDisconnect: the caller left before it arrived.
+    """
+    kind = media_type(request)
+    cap = _cap(kind, limits, tensor_bytes)
+    declared = _declared_length(request, cap)
+    digest = hashlib.sha256(f"{request.method} {request.url.path}?{request.url.query}\n".encode())
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            data = await _collect(request, cap, declared, digest)
+    except TimeoutError as error:
+        waited = f"{limits.body_seconds:g} s"
+        raise DeadlineExceeded(f"the body did not arrive within {waited}") from error
+    return Body(data, kind, digest.digest())
+
+
+async def _collect(
+    request: Request, cap: int, declared: int | None, digest: "hashlib._Hash"
+) -> bytearray:
+    data = bytearray(declared or 0)
+    end = 0
+    async for chunk in request.stream():
+        start, end = end, end + len(chunk)
+        if end > cap:
+            raise _too_large(f"more than {cap} bytes arrived", cap)
+        digest.update(chunk)
+        data[start:end] = chunk  # in place, or at the end of a chunked body
+    if declared is not None and end != declared:
+        raise MalformedBody(f"{declared} bytes were declared, {end} arrived")
+    return data
+
+
+def _cap(kind: str, limits: Limits, tensor_bytes: int) -> int:
+    if not tensor_bytes:
+        return limits.control_bytes
+    return limits.json_bytes if kind == JSON else limits.header_bytes + tensor_bytes
+
+
+def _declared_length(request: Request, cap: int) -> int | None:
+    headers = request.headers
+    if "content-length" not in headers:
+        if "transfer-encoding" in headers:
+            return None
+        raise LengthRequired("the request has no Content-Length and is not chunked")
+    length = int(headers["content-length"])  # the HTTP parser let only digits through
+    if length > cap:
+        raise _too_large(f"the body has {length} bytes", cap)
+    return length
+
+
+def _too_large(detail: str, cap: int) -> BodyTooLarge:
+    return BodyTooLarge(detail, expected=f"at most {cap} bytes")

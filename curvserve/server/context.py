@@ -1,0 +1,51 @@
+"""What the application holds, and how a route comes by it."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from curvserve_client.types import ModelSpec
+from fastapi import Depends, Request
+
+from ..sessions import Executor, Session, Sessions
+from .limits import Limits
+
+
+@dataclass
+class Context:
+    """Everything that outlives a request.
+
+    Attributes:
+        sessions: the sessions, and the models that they may be of.
+        executor: who computes.
+        limits: caps and deadlines.
+        specifications: model name -> what is told of it; filled at start.
+        ready: whether new work is welcome.
+    """
+
+    sessions: Sessions
+    executor: Executor
+    limits: Limits
+    specifications: dict[str, ModelSpec]
+    ready: bool = False
+
+
+def current_context(request: Request) -> Context:
+    """Return the application's context."""
+    context = request.app.state.context
+    assert isinstance(context, Context)
+    return context
+
+
+def current_session(name: str, request: Request) -> Session:
+    """Return the session that the path names, and note it for the answer's ETag.
+
+    Raises:
+        UnknownSession: there is none of this name.
+    """
+    session = current_context(request).sessions.find(name)
+    request.state.session = session
+    return session
+
+
+InContext = Annotated[Context, Depends(current_context)]
+InSession = Annotated[Session, Depends(current_session)]

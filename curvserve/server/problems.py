@@ -1,0 +1,89 @@
+"""Every error as an RFC 9457 problem document; no traceback and no path leaves the server."""
+
+import json
+from typing import Any
+
+from curvserve_client.errors import (
+    BodyTooLarge,
+    Draining,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    ProblemError,
+    problem_document,
+)
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from .answers import etag
+from .request_id import HEADER
+
+MEDIA_TYPE = "application/problem+json"
+
+_BY_STATUS = {404: NotFound, 405: MethodNotAllowed, 413: BodyTooLarge, 503: Draining}
+
+
+def handle_problems(app: FastAPI) -> None:
+    """Have an application answer every error with a problem document."""
+    app.add_exception_handler(ProblemError, _problem)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(ClientDisconnect, _nobody_listens)
+    app.add_exception_handler(Exception, _internal)
+
+
+def first_error(errors: Any) -> str:
+    """Return pydantic's first complaint in one line."""
+    error = next(iter(errors))
+    return f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
+
+
+def problem_answer(request: Request, error: ProblemError) -> Response:
+    """Return an error as an answer.
+
+    Args:
+        request: the request that failed.
+        error: why.
+    """
+    request_id = getattr(request.state, "request_id", None)
+    session = getattr(request.state, "session", None)
+    headers = {HEADER: request_id} if request_id else {}
+    if session is not None:
+        headers["etag"] = etag(session.state.version)
+    if error.retry_after is not None:
+        headers["retry-after"] = f"{error.retry_after:.0f}"
+    document = problem_document(error) | {"request_id": request_id}
+    return Response(json.dumps(document), error.status, headers, MEDIA_TYPE)
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ProblemError)
+    return problem_answer(request, error)
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    problem = _BY_STATUS.get(error.status_code, InvalidRequest)
+    answer = problem_answer(
+        request, problem(f"{request.method} {request.url.path}: {error.detail}")
+    )
+    answer.headers.update(error.headers or {})  # Allow, on 405
+    return answer
+
+
+async def _invalid_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return problem_answer(request, InvalidRequest(first_error(error.errors())))
+
+
+async def _nobody_listens(request: Request, error: Exception) -> Response:
+    return Response(status_code=400)  # the caller hung up: this goes nowhere
+
+
+async def _internal(request: Request, error: Exception) -> Response:
+    # starlette raises the error again after this, so that the log has its traceback
+    return problem_answer(request, InternalError("the server met an error that it did not expect"))

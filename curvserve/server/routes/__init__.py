@@ -1,0 +1,14 @@
+"""The calls of the API, one file for each noun."""
+
+from fastapi import APIRouter
+
+from . import compute, models, parameters, probes, sessions
+
+ROUTERS: tuple[APIRouter, ...] = (
+    probes.router,
+    models.router,
+    sessions.router,
+    parameters.router,
+    compute.router,
+)
+"""Every router of the application."""

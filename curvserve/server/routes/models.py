@@ -1,0 +1,23 @@
+"""Models: what is served here, and what each takes."""
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from ..answers import json_answer
+from ..context import InContext
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+@router.get("", summary="All models that are served")
+async def list_models(context: InContext) -> Response:
+    """Return every model's specification."""
+    documents = [model.to_dict() for model in context.specifications.values()]
+    return json_answer({"models": documents})
+
+
+@router.get("/{model}", summary="One model's specification")
+async def get_model(model: str, context: InContext) -> Response:
+    """Return parameters, inputs, targets, loss, metrics and quantities of a model."""
+    context.sessions.find_model(model)
+    return json_answer(context.specifications[model].to_dict())

@@ -1,0 +1,133 @@
+"""Who computes a session's work, and where: the seam behind which scale-out happens."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+import torch
+from curvserve_client.rules import Rule
+from curvserve_client.types import CurvatureResult, EvaluateResult, StepResult
+
+from ..models import Model
+from . import jobs
+from .replica import Replica, initial_tensors
+from .state import SessionState, Tensors
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Executor(Protocol):
+    """Takes a session's state and a batch, returns the next state or quantities, and metrics.
+
+    An executor holds no session: all that it needs is in its arguments, plain values that could
+    cross to another process. It knows nothing of HTTP. What its methods raise is told in
+    `curvserve.sessions.jobs`.
+    """
+
+    async def initial_tensors(self, model: str, seed: int) -> tuple[Tensors, Tensors]:
+        """Return the parameters and the buffers that a session of a model starts from."""
+        ...
+
+    async def evaluate(self, state: SessionState, batch: Tensors) -> EvaluateResult:
+        """Return loss and metrics of a batch."""
+        ...
+
+    async def curvature(
+        self, state: SessionState, batch: Tensors, quantities: Sequence[str], mc_samples: int
+    ) -> CurvatureResult:
+        """Return quantities of a batch, in host memory."""
+        ...
+
+    async def step(
+        self, state: SessionState, batch: Tensors, rule: Rule
+    ) -> tuple[SessionState, StepResult]:
+        """Return the state after one step, and what the step did."""
+        ...
+
+    async def load(self, state: SessionState, tensors: Tensors) -> SessionState:
+        """Return the state with its parameters replaced."""
+        ...
+
+    async def to_host(self, tensors: Tensors) -> Tensors:
+        """Return a state's tensors in host memory."""
+        ...
+
+    def close(self) -> None:
+        """Finish what is under way and give everything back."""
+        ...
+
+
+class InlineExecutor:
+    """One thread of this process that owns the device and does one job after another.
+
+    One thread, and always the same: OpenMP keeps a team of workers for every thread that calls it,
+    so a pool of threads would fight over the cores.
+    """
+
+    def __init__(self, models: Mapping[str, Model], device: torch.device) -> None:
+        """Start the thread; the models are built there, when first needed.
+
+        Args:
+            models: name -> recipe.
+            device: where everything is computed.
+        """
+        self._models = models
+        self._device = device
+        self._replicas: dict[str, Replica] = {}
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="curvserve-compute")
+
+    async def initial_tensors(self, model: str, seed: int) -> tuple[Tensors, Tensors]:
+        """See `Executor`."""
+        return await self._run(initial_tensors, self._models[model], self._device, seed)
+
+    async def evaluate(self, state: SessionState, batch: Tensors) -> EvaluateResult:
+        """See `Executor`."""
+        return await self._run(self._on_replica, jobs.evaluate, state, batch)
+
+    async def curvature(
+        self, state: SessionState, batch: Tensors, quantities: Sequence[str], mc_samples: int
+    ) -> CurvatureResult:
+        """See `Executor`."""
+        return await self._run(
+            self._on_replica, jobs.curvature, state, batch, quantities, mc_samples
+        )
+
+    async def step(
+        self, state: SessionState, batch: Tensors, rule: Rule
+    ) -> tuple[SessionState, StepResult]:
+        """See `Executor`."""
+        return await self._run(self._on_replica, jobs.step, state, batch, rule)
+
+    async def load(self, state: SessionState, tensors: Tensors) -> SessionState:
+        """See `Executor`."""
+        return await self._run(self._on_replica, jobs.load, state, tensors)
+
+    async def to_host(self, tensors: Tensors) -> Tensors:
+        """See `Executor`; tensors that are there already are returned at once."""
+        if self._device.type == "cpu":
+            return tensors
+        return await self._run(lambda: {name: tensor.cpu() for name, tensor in tensors.items()})
+
+    def close(self) -> None:
+        """See `Executor`."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    async def _run(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, partial(job, *args, **kwargs))
+
+    def _on_replica(
+        self,
+        job: Callable[Concatenate[Replica, SessionState, P], T],
+        state: SessionState,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        replica = self._replicas.get(state.model)
+        if replica is None:
+            replica = Replica.of(self._models[state.model], self._device)
+            self._replicas[state.model] = replica
+        return job(replica, state, *args, **kwargs)

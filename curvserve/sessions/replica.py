@@ -1,0 +1,74 @@
+"""A model built on a device, into which any session's tensors are put before it computes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..models import Model
+from .state import SessionState, Tensors
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One network and one loss module of a model; used by one thread at a time.
+
+    Attributes:
+        model: the recipe.
+        network: built once; its parameters are those of the state bound last.
+        loss: the loss module.
+        device: where they are.
+    """
+
+    model: Model
+    network: nn.Module
+    loss: nn.Module
+    device: torch.device
+
+    @classmethod
+    def of(cls, model: Model, device: torch.device) -> "Replica":
+        """Build a model on a device."""
+        return cls(model, model.build().to(device), model.loss().to(device), device)
+
+    def bind(self, state: SessionState) -> nn.Module:
+        """Put a state's tensors into the network and return it.
+
+        Parameters are shared, not copied: nothing writes to them in place. Buffers are copied,
+        because a forward pass in training mode may write to them.
+        """
+        for name, parameter in self.network.named_parameters():
+            parameter.data = state.parameters[name]
+            parameter.grad = None
+        for name, buffer in self.network.named_buffers():
+            buffer.data = state.buffers[name].clone()
+        return self.network
+
+    def buffers(self) -> Tensors:
+        """Return the buffers as the last pass left them; the next `bind` takes others."""
+        return {name: buffer.detach() for name, buffer in self.network.named_buffers()}
+
+
+def initial_tensors(model: Model, device: torch.device, seed: int) -> tuple[Tensors, Tensors]:
+    """Return the parameters and buffers that a model starts from.
+
+    They are those of `torch.manual_seed(seed); model.build()`, drawn on the CPU always.
+
+    Args:
+        model: the recipe.
+        device: where the tensors shall be.
+        seed: the session's seed.
+    """
+    with seeded(seed, device):
+        network = model.build()
+    parameters = {name: p.detach().to(device) for name, p in network.named_parameters()}
+    return parameters, {name: b.detach().to(device) for name, b in network.named_buffers()}
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators inside the block, and leave them after it as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

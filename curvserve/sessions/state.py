@@ -1,0 +1,78 @@
+"""A session's state: plain values that never change, so that a reader always sees one version."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from curvserve_client.errors import StaleVersion
+from curvserve_client.rules import Rule
+from curvserve_client.types import draw_seed
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class SessionState:
+    """One version of a training state; a step makes the next one and leaves this as it is.
+
+    Attributes:
+        model: name of the model.
+        seed: what the initial parameters and every version's draws come from.
+        rule: how quantities become a step.
+        parameters: parameter name -> tensor on the executor's device, never written to.
+        buffers: buffer name -> tensor, likewise.
+        version: grows by one at every change of the parameters.
+        steps: how many of these changes were steps.
+    """
+
+    model: str
+    seed: int
+    rule: Rule
+    parameters: Tensors
+    buffers: Tensors
+    version: int = 0
+    steps: int = 0
+
+    @property
+    def draw_seed(self) -> int:
+        """Seed of the Monte-Carlo draws made at this version."""
+        return draw_seed(self.seed, self.version)
+
+    def stepped(self, parameters: Tensors, buffers: Tensors) -> "SessionState":
+        """Return the state after a step."""
+        return replace(
+            self,
+            parameters=parameters,
+            buffers=buffers,
+            version=self.version + 1,
+            steps=self.steps + 1,
+        )
+
+    def loaded(self, parameters: Tensors) -> "SessionState":
+        """Return the state after its parameters were replaced from outside."""
+        return replace(self, parameters=parameters, version=self.version + 1)
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """The versions that a caller is willing to act on.
+
+    Attributes:
+        versions: any of these, or None for whatever is current.
+    """
+
+    versions: frozenset[int] | None = None
+
+    def check(self, version: int) -> None:
+        """Refuse a version that was not expected.
+
+        Args:
+            version: the current version.
+
+        Raises:
+            StaleVersion: it is none of the expected ones.
+        """
+        if self.versions is not None and version not in self.versions:
+            named = ", ".join(map(str, sorted(self.versions))) or "no version that can match"
+            message = f"the request names version {named}; the session is at version {version}"
+            raise StaleVersion(message, expected=str(version))
