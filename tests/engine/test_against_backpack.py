@@ -1,0 +1,109 @@
+"""With the same random draws the numbers are those of the BackPACK package, to rounding."""
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import backpack as peer
+import backpack.extensions as peer_extensions
+import pytest
+import torch
+from torch import Tensor, nn
+
+from curvserve.engine import backpack, extend, extensions
+
+N = 6
+
+
+def seed_cnn() -> tuple[nn.Module, Tensor]:
+    model = nn.Sequential(
+        nn.Conv2d(1, 20, 5, 1), nn.ReLU(), nn.MaxPool2d(2, 2),
+        nn.Conv2d(20, 50, 5, 1), nn.ReLU(), nn.MaxPool2d(2, 2),
+        nn.Flatten(), nn.Linear(4 * 4 * 50, 500), nn.ReLU(), nn.Linear(500, 10),
+    )  # fmt: skip
+    return model, torch.randn(N, 1, 28, 28)
+
+
+def mlp() -> tuple[nn.Module, Tensor]:
+    model = nn.Sequential(
+        nn.Linear(20, 16), nn.Sigmoid(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 10)
+    )
+    return model, torch.randn(N, 20)
+
+
+def cross_entropy(reduction: str) -> tuple[nn.Module, Tensor]:
+    return nn.CrossEntropyLoss(reduction=reduction), torch.randint(10, (N,))
+
+
+def squared_error(reduction: str) -> tuple[nn.Module, Tensor]:
+    return nn.MSELoss(reduction=reduction), torch.randn(N, 10)
+
+
+EXTENSIONS = {
+    "grad_batch": lambda e: e.BatchGrad(),
+    "grad_batch of some": lambda e: e.BatchGrad(subsampling=[4, 0]),
+    "diag_ggn_mc": lambda e: e.DiagGGNMC(),
+    "diag_ggn_mc of three": lambda e: e.DiagGGNMC(mc_samples=3),
+    "diag_ggn_exact": lambda e: e.DiagGGNExact(),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("make_loss", [cross_entropy, squared_error])
+@pytest.mark.parametrize("make_model", [seed_cnn, mlp])
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_equal_to_rounding(
+    extension: str,
+    make_model: Callable[[], tuple[nn.Module, Tensor]],
+    make_loss: Callable[[str], tuple[nn.Module, Tensor]],
+    reduction: str,
+) -> None:
+    torch.manual_seed(3)
+    model, inputs = make_model()
+    loss, targets = make_loss(reduction)
+    model, inputs = model.double(), inputs.double()
+    targets = targets.double() if targets.is_floating_point() else targets
+    theirs, their_loss = peer.extend(copy.deepcopy(model)), peer.extend(copy.deepcopy(loss))
+    ours, our_loss = extend(model), extend(loss)
+
+    torch.manual_seed(4)
+    with backpack(EXTENSIONS[extension](extensions)):
+        our_loss(ours(inputs), targets).backward()
+    torch.manual_seed(4)
+    with peer.backpack(EXTENSIONS[extension](peer_extensions)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the peer's hooks on inputs without gradients
+        their_loss(theirs(inputs), targets).backward()
+
+    # The peer draws its normal variates with a deviation rounded to float32.
+    rounded = make_loss is squared_error and "mc" in extension
+    field = extension.split()[0]
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        found, expected = getattr(p, field), getattr(q, field)
+        assert found.shape == expected.shape
+        error = float((found - expected).abs().max() / expected.abs().max())
+        assert error < (1e-7 if rounded else 1e-12)
+
+
+def test_the_seeds_script_runs_with_other_imports() -> None:
+    """Forward outside the block, loss and step inside it, as the peer's example has it."""
+    model, inputs = seed_cnn()
+    loss, targets = cross_entropy("mean")
+    extend(model)
+    extend(loss)
+    output = model(inputs)
+    with backpack(extensions.DiagGGNMC()):
+        value = loss(output, targets)
+        value.backward()
+        before = [p.detach().clone() for p in model.parameters()]
+        for p in model.parameters():
+            p.data.add_(p.grad / (p.diag_ggn_mc + 1.0), alpha=-0.1)
+    assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_a_loss_computed_before_the_block_counts_too() -> None:
+    model, inputs = mlp()
+    loss, targets = cross_entropy("mean")
+    value = extend(loss)(extend(model)(inputs), targets)
+    with backpack(extensions.DiagGGNExact()):
+        value.backward()
+    assert all(p.diag_ggn_exact.shape == p.shape for p in model.parameters())

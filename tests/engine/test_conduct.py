@@ -1,0 +1,275 @@
+"""How the engine behaves over many calls: threads, memory, hooks, nesting, seeds, chunks."""
+
+import copy
+import gc
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from curvserve.engine import backpack, evaluate, extend
+from curvserve.engine.extensions import BatchGrad, DiagGGNExact, DiagGGNMC
+from curvserve.engine.layers import Flatten
+from curvserve.engine.recording import is_attached
+from tests.engine.test_quantities import collected, largest_error, run
+from tests.engine.zoo import ZOO, classes, make
+
+
+def net() -> tuple[nn.Module, nn.Module]:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    return extend(model), extend(nn.CrossEntropyLoss())
+
+
+def batch(n: int = 4) -> tuple[Tensor, Tensor]:
+    return torch.randn(n, 3).double(), classes(n, 2)
+
+
+def test_four_threads_on_four_models_get_what_each_gets_alone() -> None:
+    names = ["seed_cnn", "residual_with_inplace_relu", "transformer_encoder", "language_model"]
+    extensions = [BatchGrad(), DiagGGNExact(), DiagGGNExact(), BatchGrad()]
+    alone = []
+    for name, extension in zip(names, extensions, strict=True):
+        case = make(name)
+        run(case, extension)
+        alone.append(collected(case, extension.savefield))
+    start = threading.Barrier(4)
+    errors: list[float] = []
+
+    cases = [make(name) for name in names]
+
+    def work(index: int) -> None:
+        case = cases[index]
+        start.wait()
+        for _ in range(10):
+            run(case, extensions[index])
+            found = collected(case, extensions[index].savefield)
+            errors.append(largest_error(found, alone[index]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(errors) == 40
+    assert max(errors) < 1e-12
+
+
+def test_a_block_in_one_thread_is_none_in_another() -> None:
+    model, loss = net()
+    x, y = batch()
+    inside, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with backpack(), torch.no_grad():
+            inside.set()
+            assert done.wait(30)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    assert inside.wait(30)
+    with backpack(DiagGGNExact()):
+        loss(model(x), y).backward()
+    done.set()
+    other.join()
+    assert hasattr(model[0].weight, "diag_ggn_exact")
+
+
+def live_tensors() -> int:
+    gc.collect()
+    return sum(1 for o in gc.get_objects() if issubclass(type(o), Tensor))
+
+
+@pytest.mark.parametrize("backward", [True, False])
+def test_no_tensor_outlives_its_pass(backward: bool) -> None:
+    model, loss = net()
+    x, y = batch()
+
+    def step() -> None:
+        with backpack(BatchGrad(), DiagGGNMC()):
+            value = loss(model(x), y)
+            if backward:
+                value.backward()
+        model.zero_grad(set_to_none=False)
+
+    if not backward:
+        step = lambda: loss(model(x), y)  # noqa: E731
+    for _ in range(3):
+        step()
+    before = live_tensors()
+    for _ in range(300):
+        step()
+    assert live_tensors() == before
+
+
+def test_two_forward_passes_in_flight() -> None:
+    model, loss = net()
+    (x1, y1), (x2, y2) = batch(), batch(5)
+    first, second = loss(model(x1), y1), loss(model(x2), y2)
+    with backpack(BatchGrad()):
+        second.backward()
+        assert model[0].weight.grad_batch.shape == (5, 8, 3)
+        first.backward()
+    assert model[0].weight.grad_batch.shape == (4, 8, 3)
+    expected = evaluate(model, loss, x1, y1, ["grad_batch"]).quantities["grad_batch"]
+    assert torch.equal(model[0].weight.grad_batch, expected["0.weight"])
+
+
+def test_a_kept_graph_can_be_used_twice() -> None:
+    model, loss = net()
+    value = loss(model(batch()[0]), batch()[1])
+    found = []
+    for keep in (True, False):
+        with backpack(BatchGrad(), DiagGGNExact()):
+            value.backward(retain_graph=keep)
+        found.append((model[0].weight.grad_batch, model[0].weight.diag_ggn_exact))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_results_are_overwritten_and_survive_zero_grad() -> None:
+    model, loss = net()
+    x, y = batch()
+    for _ in range(2):
+        with backpack(DiagGGNExact()):
+            loss(model(x), y).backward()
+    once = evaluate(model, loss, x, y, ["diag_ggn_exact"]).quantities["diag_ggn_exact"]
+    model.zero_grad()
+    assert torch.equal(model[0].weight.diag_ggn_exact, once["0.weight"])
+
+
+def test_nested_blocks_count_innermost() -> None:
+    model, loss = net()
+    x, y = batch()
+    with backpack(BatchGrad()):
+        with backpack(DiagGGNExact()):
+            loss(model(x), y).backward()
+        assert not hasattr(model[0].weight, "grad_batch")
+        assert hasattr(model[0].weight, "diag_ggn_exact")
+        loss(model(x), y).backward()
+    assert hasattr(model[0].weight, "grad_batch")
+
+
+def test_nothing_is_computed_outside_a_block() -> None:
+    model, loss = net()
+    x, y = batch()
+    loss(model(x), y).backward()
+    assert vars(model[0].weight) == {} or not hasattr(model[0].weight, "grad_batch")
+
+
+@pytest.mark.parametrize("extension", [BatchGrad(), DiagGGNExact()])
+def test_the_extension_hook_runs_backward_with_the_results_there(extension: object) -> None:
+    model, loss = net()
+    seen: list[nn.Module] = []
+
+    def hook(module: nn.Module) -> None:
+        seen.append(module)
+        assert all(hasattr(p, extension.savefield) for p in module.parameters())
+
+    x, y = batch()
+    with backpack(extension, extension_hook=hook):
+        loss(model(x), y).backward()
+    assert seen == [loss, model[2], model[0]]
+
+
+def test_the_extension_hook_can_compact_as_it_goes() -> None:
+    model, loss = net()
+
+    def norms(module: nn.Module) -> None:
+        for p in module.parameters(recurse=False):
+            p.norms = p.grad_batch.flatten(1).norm(dim=1)
+            del p.grad_batch
+
+    x, y = batch()
+    with backpack(BatchGrad(), extension_hook=norms):
+        loss(model(x), y).backward()
+    assert all(p.norms.shape == (4,) and not hasattr(p, "grad_batch") for p in model.parameters())
+
+
+def test_extend_is_idempotent_and_returns_the_module() -> None:
+    model, loss = net()
+    assert extend(model) is model
+    assert extend(loss) is loss
+    assert len(model[0]._forward_hooks) == 1
+    assert len(loss._forward_hooks) == 1
+
+
+def test_a_copy_of_an_extended_model_works_alone() -> None:
+    model, loss = net()
+    x, y = batch()
+    twin = copy.deepcopy(model)
+    with backpack(DiagGGNExact()):
+        loss(twin(x), y).backward()
+    assert hasattr(twin[0].weight, "diag_ggn_exact")
+    assert not hasattr(model[0].weight, "diag_ggn_exact")
+
+
+def test_debug_logs_what_is_computed(caplog: pytest.LogCaptureFixture) -> None:
+    model, loss = net()
+    x, y = batch()
+    with caplog.at_level("INFO", "curvserve.engine"), backpack(DiagGGNExact(), debug=True):
+        loss(model(x), y).backward()
+    assert "DiagGGNExact: weight, bias of Linear by Linear" in caplog.text.replace(
+        "bias, weight", "weight, bias"
+    )
+
+
+def test_flatten_is_torchs() -> None:
+    x = torch.randn(2, 3, 4)
+    assert torch.equal(Flatten()(x), x.flatten(1))
+
+
+@pytest.mark.parametrize("name", ["seed_cnn", "language_model", "segmentation", "weighted_classes"])
+def test_chunks_change_nothing(name: str) -> None:
+    case = make(name)
+    quantities = ("grad", "grad_batch", "diag_ggn_mc", "diag_ggn_exact")
+    arguments = (case.model, case.loss, case.inputs, case.targets, quantities)
+    whole = evaluate(*arguments, seed=5, mc_samples=2)
+    parts = evaluate(*arguments, seed=5, mc_samples=2, chunk=2)
+    torch.testing.assert_close(parts.loss, whole.loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(parts.outputs, whole.outputs, rtol=1e-12, atol=1e-14)
+    for field in quantities:
+        assert largest_error(parts.quantities[field], whole.quantities[field]) < 1e-12
+
+
+def test_the_seed_decides_the_draws_alone() -> None:
+    case = make("seed_cnn")
+    arguments = (case.model, case.loss, case.inputs, case.targets, ["diag_ggn_mc"])
+    state = torch.get_rng_state()
+    first = evaluate(*arguments, seed=7).quantities["diag_ggn_mc"]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    again = evaluate(*arguments, seed=7).quantities["diag_ggn_mc"]
+    other = evaluate(*arguments, seed=8).quantities["diag_ggn_mc"]
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert any(not torch.equal(first[k], other[k]) for k in first)
+
+
+def test_evaluate_leaves_the_model_as_it_was() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    x, y = torch.randn(4, 3), classes(4, 2)
+    evaluate(model, nn.CrossEntropyLoss(), x, y, ["grad", "grad_batch", "diag_ggn_mc"])
+    assert not any(is_attached(m) or m._forward_pre_hooks for m in model.modules())
+    assert all(p.grad is None and vars(p) == {} for p in model.parameters())
+
+
+def test_parameters_that_the_loss_does_not_reach_get_zeros() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(3, 2), "idle": nn.Linear(5, 5)})
+    model.forward = lambda x: model["used"](x)  # type: ignore[method-assign]
+    x, y = torch.randn(4, 3), classes(4, 2)
+    found = evaluate(model, nn.CrossEntropyLoss(), x, y, ["grad", "grad_batch", "diag_ggn_exact"])
+    assert torch.equal(found.quantities["grad"]["idle.weight"], torch.zeros(5, 5))
+    assert torch.equal(found.quantities["grad_batch"]["idle.bias"], torch.zeros(4, 5))
+    assert torch.equal(found.quantities["diag_ggn_exact"]["idle.weight"], torch.zeros(5, 5))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_second_batch_of_the_same_shape_uses_the_plan_rightly(name: str) -> None:
+    case, other = make(name), make(name, seed=1)
+    run(case, BatchGrad())
+    case.model.load_state_dict(other.model.state_dict())
+    case.inputs, case.targets = other.inputs, other.targets
+    case.loss.load_state_dict(other.loss.state_dict())
+    run(case, BatchGrad())
+    run(other, BatchGrad())
+    assert largest_error(collected(case, "grad_batch"), collected(other, "grad_batch")) < 1e-12

@@ -1,0 +1,91 @@
+"""The command line: instant help, one-line refusals, a clean end."""
+
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from curvserve import __version__
+from curvserve.cli import app
+from tests.server.process import PATIENCE, serving
+
+HEAVY = ("torch", "fastapi", "uvicorn", "httpx")
+
+
+def run(*arguments: str) -> Result:
+    # what `serve` sets for its own process must not stay behind in this one
+    return CliRunner().invoke(app, arguments, env={"OMP_WAIT_POLICY": "PASSIVE"})
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["demo", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from curvserve.cli import app\n"
+        f"app({arguments!r}, standalone_mode=False)\n"
+        f"print('imported:', [name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "imported: []" in done.stdout, done.stdout + done.stderr
+    assert "Usage" in done.stdout
+
+
+def test_the_package_is_a_program_and_tells_its_version() -> None:
+    command = [sys.executable, "-m", "curvserve", "--version"]
+    assert subprocess.check_output(command, text=True) == f"curvserve {__version__}\n"
+
+
+def test_the_registered_models_are_listed() -> None:
+    assert "mnist_cnn: grey image" in run("models").stdout
+
+
+def refused(*arguments: str) -> str:
+    """Run a command that must fail in one line, and return the line."""
+    done = run(*arguments)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("curvserve: ") and done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--model", "resnet"], "no model is called 'resnet'"),
+        (["--model", "no.such:model"], "'no.such:model' cannot be imported"),
+        (["--host", "0.0.0.0"], "--insecure"),
+        (["--host", "::"], "--insecure"),
+        (["--host", "no-such-host.invalid"], "no such host: no-such-host.invalid"),
+        (["--device", "cuda:99"], "no device 'cuda:99'"),
+        (["--device", "abacus"], "no device 'abacus'"),
+    ],
+)
+def test_a_wrong_argument_is_refused_in_one_line(arguments: list[str], reason: str) -> None:
+    assert reason in refused("serve", "--port", "0", *arguments)
+
+
+def test_a_port_that_is_taken_is_told_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        reason = f"cannot listen on 127.0.0.1:{port}: Address already in use"
+        assert reason in refused("serve", "--port", str(port))
+
+
+def test_a_demo_without_its_data_is_told_what_is_expected() -> None:
+    assert "expected the four gunzipped idx files" in refused("demo", "--data-dir", "/no/such")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_announces_itself_and_ends_cleanly_on_a_signal(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with serving() as server:
+        assert server.announcement == f"curvserve: serving mnist_cnn at {server.address}\n"
+        assert httpx.get(f"{server.address}/readyz").json() == {"status": "ready"}
+        server.process.send_signal(number)
+        assert server.process.wait(PATIENCE) == 0
+        assert server.process.stdout is not None and server.process.stdout.read() == ""
+    assert capfd.readouterr().err == ""

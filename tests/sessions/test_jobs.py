@@ -1,0 +1,158 @@
+"""What is computed from a state leaves that state as it is, whatever happens."""
+
+import math
+
+import pytest
+import torch
+from curvserve_client.errors import InvalidBatch, InvalidRule, NonFinite, UnknownQuantity
+from curvserve_client.rules import SGD, DiagGGN, Rule
+from torch import nn
+
+from curvserve.sessions import jobs
+from tests.sessions.small import DROPPED, NORMALISED, PLAIN, batch, begin, copies, same
+
+
+def test_a_step_makes_the_next_version_and_leaves_this_one() -> None:
+    replica, state = begin(PLAIN)
+    before = copies(state)
+    after, result = jobs.step(replica, state, batch(), state.rule)
+    assert (after.version, after.steps, result.version) == (1, 1, 1)
+    assert same(state, before)
+    assert not same(after, before)
+
+
+def test_the_step_norm_is_the_length_of_the_change() -> None:
+    replica, state = begin(PLAIN)
+    after, result = jobs.step(replica, state, batch(), state.rule)
+    changes = [
+        (after.parameters[name].double() - tensor.double()).flatten()
+        for name, tensor in state.parameters.items()
+    ]
+    assert math.isclose(result.step_norm, torch.cat(changes).norm().item(), rel_tol=1e-6)
+
+
+def test_a_step_is_the_rule_applied_to_what_curvature_answers() -> None:
+    replica, state = begin(PLAIN, DiagGGN(lr=0.3, damping=0.1))
+    found = jobs.curvature(replica, state, batch(), ("grad", "diag_ggn_mc"), 1)
+    after, result = jobs.step(replica, state, batch(), state.rule)
+    for name, tensor in state.parameters.items():
+        given = {quantity: found.tensors[quantity][name] for quantity in found.tensors}
+        assert torch.equal(after.parameters[name], state.rule.update(tensor, given))
+    assert result.loss == found.loss
+
+
+def test_the_gradient_is_autograds() -> None:
+    replica, state = begin(PLAIN)
+    found = jobs.curvature(replica, state, batch(), ("grad",), 1)
+    network = replica.bind(state)
+    replica.loss(network(batch()["inputs"]), batch()["targets"]).backward()
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(found.tensors["grad"][name], parameter.grad)
+
+
+def test_the_same_seed_and_version_draw_the_same_curvature() -> None:
+    replica, state = begin(PLAIN)
+    names = ("diag_ggn_mc",)
+    found = [jobs.curvature(replica, state, batch(), names, 2).tensors for _ in range(2)]
+    later = state.loaded(state.parameters)
+    other = jobs.curvature(replica, later, batch(), names, 2).tensors
+    weight = "0.weight"
+    assert torch.equal(found[0]["diag_ggn_mc"][weight], found[1]["diag_ggn_mc"][weight])
+    assert not torch.equal(found[0]["diag_ggn_mc"][weight], other["diag_ggn_mc"][weight])
+
+
+def test_what_a_network_draws_itself_is_repeatable_and_leaves_torchs_generator_alone() -> None:
+    replica, state = begin(DROPPED)
+    before = torch.random.get_rng_state()
+    losses = [jobs.step(replica, state, batch(), SGD())[1].loss for _ in range(2)]
+    assert losses[0] == losses[1]
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_session_starts_where_the_seed_puts_the_network() -> None:
+    _, state = begin(PLAIN, seed=7)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        network = PLAIN.build()
+    for name, parameter in network.named_parameters():
+        assert torch.equal(state.parameters[name], parameter)
+
+
+def test_a_step_moves_buffers_and_reading_does_not() -> None:
+    replica, state = begin(NORMALISED, SGD())
+    before = copies(state)
+    jobs.evaluate(replica, state, batch())
+    after, _ = jobs.step(replica, state, batch(), state.rule)
+    assert same(state, before)
+    again, _ = jobs.step(replica, after, batch(), state.rule)
+    counts = [int(each.buffers["1.num_batches_tracked"]) for each in (state, after, again)]
+    assert counts == [0, 1, 2]
+
+
+def test_evaluation_is_in_evaluation_mode() -> None:
+    replica, state = begin(DROPPED)
+    first, second = (jobs.evaluate(replica, state, batch()) for _ in range(2))
+    assert first == second
+    network: nn.Module = replica.bind(state).eval()
+    inputs, targets = batch()["inputs"], batch()["targets"]
+    assert first.loss == replica.loss(network(inputs), targets).item()
+
+
+def test_a_quantity_that_has_no_meaning_for_the_model_is_refused() -> None:
+    replica, state = begin(NORMALISED)
+    with pytest.raises(UnknownQuantity):
+        jobs.step(replica, state, batch(), state.rule)
+
+
+@pytest.mark.parametrize("rule", [DiagGGN(), SGD()])
+def test_outputs_that_overflow_are_refused(rule: Rule) -> None:
+    replica, begun = begin(PLAIN, rule)
+    state = begun.loaded({name: p * 1e38 for name, p in begun.parameters.items()})
+    before = copies(state)
+    with pytest.raises(NonFinite) as caught:
+        jobs.step(replica, state, batch(), rule)
+    assert caught.value.tensor in ("outputs", "loss")
+    assert same(state, before)
+
+
+def test_an_option_beyond_the_parameters_dtype_is_refused() -> None:
+    replica, state = begin(PLAIN, SGD(lr=1e300))
+    with pytest.raises(InvalidRule, match="lr is 1e"):
+        jobs.step(replica, state, batch(), state.rule)
+
+
+def test_new_parameters_that_overflow_are_refused_by_name() -> None:
+    replica, state = begin(PLAIN, SGD(lr=3e38))
+    before = copies(state)
+    with pytest.raises(NonFinite) as caught:
+        jobs.step(replica, state, batch(scale=1000.0), state.rule)
+    assert str(caught.value.tensor).startswith("parameter.")
+    assert same(state, before)
+
+
+def test_values_are_checked_before_anything_is_computed() -> None:
+    replica, state = begin(PLAIN)
+    wrong = batch()
+    wrong["targets"][3] = 3
+    with pytest.raises(InvalidBatch, match="targets of sample 3"):
+        jobs.evaluate(replica, state, wrong)
+
+
+def test_loaded_parameters_are_copies_in_the_models_order() -> None:
+    replica, state = begin(PLAIN)
+    new = {name: tensor + 1 for name, tensor in reversed(state.parameters.items())}
+    after = jobs.load(replica, state, new)
+    expected = copies(after)
+    for tensor in new.values():
+        tensor.zero_()
+    assert list(after.parameters) == list(state.parameters)
+    assert same(after, expected) and after.version == 1 and after.steps == 0
+
+
+def test_parameters_that_are_not_finite_are_not_loaded() -> None:
+    replica, state = begin(PLAIN)
+    new = {name: tensor.clone() for name, tensor in state.parameters.items()}
+    new["2.bias"][0] = math.nan
+    with pytest.raises(NonFinite) as caught:
+        jobs.load(replica, state, new)
+    assert caught.value.tensor == "2.bias"
