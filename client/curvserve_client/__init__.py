@@ -1,9 +1,10 @@
 """Client of curvserve: train a model that lives on a remote host, with curvature.
 
-session = connect("http://gpu-host:8000", model="mnist_cnn")
-optimizer = RemoteDiagGGNOptimizer(session.parameters(), lr=0.05, damping=1.0)
-for x, y in loader:
-result = optimizer.step_on(x, y)
+Example:
+    >>> session = connect("http://gpu-host:8000", model="mnist_cnn")
+    >>> optimizer = RemoteDiagGGNOptimizer(session.parameters(), lr=0.05, damping=1.0)
+    >>> for x, y in loader:
+    ...     result = optimizer.step_on(x, y)
 """
 
 from .client import Client, connect

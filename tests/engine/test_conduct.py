@@ -99,7 +99,8 @@ def test_no_tensor_outlives_its_pass(backward: bool) -> None:
     before = live_tensors()
     for _ in range(300):
         step()
-    assert live_tensors() == before
+    # fewer where an earlier test's garbage went meanwhile; a leak of one a pass would be 300 more
+    assert live_tensors() <= before
 
 
 def test_two_forward_passes_in_flight() -> None:
