@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 STANDARD = sys.stdlib_module_names
 
 FILES = {
-    **{path: "curvserve" for path in (ROOT / "curvserve").rglob("*.py")},
-    **{path: "curvserve_client" for path in (ROOT / "client/curvserve_client").rglob("*.py")},
+    **dict.fromkeys((ROOT / "curvserve").rglob("*.py"), "curvserve"),
+    **dict.fromkeys((ROOT / "client/curvserve_client").rglob("*.py"), "curvserve_client"),
 }
 
 

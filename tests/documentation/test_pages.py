@@ -1,0 +1,115 @@
+"""What the pages say is so: their Python runs, their commands exist and print what is shown."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from curvserve.data import load_digits, normalise
+from curvserve.models.mnist_cnn import network
+from tests.documentation.pages import PAGES, ROOT, Block, blocks
+from tests.models.idx import write_mnist
+from tests.server.process import serving
+
+ADDRESS = "http://127.0.0.1:8000"
+LINK = re.compile(r"\[[^]]*\]\(([^)#:]+)\)")
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with serving("--model", "mnist_cnn") as server:
+        yield server.address
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_a_python_block_runs(block: Block, address: str) -> None:
+    images, labels = load_digits("train")
+    loader = [(normalise(images[i : i + 8]), labels[i : i + 8]) for i in (0, 8)]
+    known: dict[str, object] = {"loader": loader, "net": network()}
+    exec(compile(block.text.replace(ADDRESS, address), str(block), "exec"), known)
+    for name in ("session", "remote"):
+        if name in known:
+            session = getattr(known[name], "session", known[name])
+            assert session.version >= 2  # two batches, two steps or pushes
+            session.close()
+
+
+def shape(text: str) -> list[str]:
+    """Return lines with every number replaced, so that runs can be compared."""
+    return [re.sub(r"\d[\d.]*", "#", re.sub(r" {2,}", "  ", line)) for line in text.splitlines()]
+
+
+def shown(command: str) -> list[str]:
+    (found,) = [b.text for b in blocks("console") if b.text.startswith(f"$ {command}\n")]
+    return found.splitlines()[1:]
+
+
+def test_the_demo_prints_what_the_readme_shows() -> None:
+    recipe = subprocess.check_output(["make", "--dry-run", "demo"], cwd=ROOT, text=True)
+    assert recipe.splitlines()[-1].split("/")[-1] == "curvserve demo"
+    printed = subprocess.check_output(
+        [sys.executable, "-m", "curvserve", "demo", "--steps", "100"], cwd=ROOT, text=True
+    )
+    lines, expected = shape(printed), shape("\n".join(shown("make demo")))
+    gap = expected.index("...")
+    assert lines[:gap] == expected[:gap]
+    assert lines[-len(expected) + gap + 1 :] == expected[gap + 1 :]
+
+
+def test_every_make_target_that_a_page_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {name for page in PAGES for name in re.findall(r"`make ([a-z-]+)`", page.read_text())}
+    named |= {b.text.split()[2] for b in blocks("console") if b.text.startswith("$ make ")}
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_make_lists_every_target() -> None:
+    listed = subprocess.check_output(["make"], cwd=ROOT, text=True)
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony
+    assert re.findall(r"make (\S+)", listed) == phony[1].split()
+
+
+def test_continuous_integration_runs_the_readmes_command_and_nothing_more() -> None:
+    script = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert script[-1] == "exec make test"
+    assert shown("make test")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_page_links_to_what_exists(page: Path) -> None:
+    broken = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
+    assert broken == []
+
+
+def test_the_example_ends_above_85_percent() -> None:
+    done = subprocess.run(
+        [sys.executable, "examples/diag_ggn_mnist.py", "--data-dir", "no-such-folder"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    first, *log, last = done.stdout.splitlines()
+    assert first.endswith("training on the bundled digits")
+    line = re.compile(r"Iteration +(\d+)/100   Minibatch Loss \d+\.\d{3}  Accuracy (\d+)%")
+    found = [line.fullmatch(text) for text in log]
+    assert [int(match[1]) for match in found if match] == list(range(101))
+    accuracies = [int(match[2]) for match in found if match]
+    assert sum(accuracies[-10:]) / 10 > 85
+    assert last.startswith("mean accuracy of the last 10 minibatches: ")
+
+
+def test_the_example_trains_from_real_mnist_files(tmp_path: Path) -> None:
+    images, labels = load_digits("train")
+    part = (images[:128, 0].numpy(), labels[:128].byte().numpy())
+    write_mnist(tmp_path, train=part, test=part)
+    printed = subprocess.check_output(
+        [sys.executable, "examples/diag_ggn_mnist.py", "--data-dir", str(tmp_path)],
+        cwd=ROOT,
+        text=True,
+    )
+    assert printed.splitlines()[0].startswith("Iteration   0/100   Minibatch Loss ")
