@@ -1,5 +1,6 @@
 """What the pages say is so: their Python runs, their commands exist and print what is shown."""
 
+import os
 import re
 import subprocess
 import sys
@@ -37,6 +38,13 @@ def test_a_python_block_runs(block: Block, address: str) -> None:
             session.close()
 
 
+def make(*arguments: str) -> list[str]:
+    """Return what make prints, whether or not a make of its own runs these tests."""
+    command = ["make", "--no-print-directory", *arguments]
+    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
+    return subprocess.check_output(command, cwd=ROOT, text=True, env=environment).splitlines()
+
+
 def shape(text: str) -> list[str]:
     """Return lines with every number replaced, so that runs can be compared."""
     return [re.sub(r"\d[\d.]*", "#", re.sub(r" {2,}", "  ", line)) for line in text.splitlines()]
@@ -48,8 +56,7 @@ def shown(command: str) -> list[str]:
 
 
 def test_the_demo_prints_what_the_readme_shows() -> None:
-    recipe = subprocess.check_output(["make", "--dry-run", "demo"], cwd=ROOT, text=True)
-    assert recipe.splitlines()[-1].split("/")[-1] == "curvserve demo"
+    assert make("--dry-run", "demo")[-1].endswith("/curvserve demo")
     printed = subprocess.check_output(
         [sys.executable, "-m", "curvserve", "demo", "--steps", "100"], cwd=ROOT, text=True
     )
@@ -67,7 +74,7 @@ def test_every_make_target_that_a_page_names_exists() -> None:
 
 
 def test_make_lists_every_target() -> None:
-    listed = subprocess.check_output(["make"], cwd=ROOT, text=True)
+    listed = "\n".join(make())
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony
     assert re.findall(r"make (\S+)", listed) == phony[1].split()
