@@ -8,7 +8,7 @@ ordinary pass, caught as it reaches each layer.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -160,6 +160,10 @@ class FirstOrder:
     Each layer's hook fires when autograd reaches the node behind the layer's output. Once all
     calls that account for a parameter were reached, its quantities are computed and handed on,
     and the cotangents are let go.
+
+    Whoever makes it must hold it until backward has ended: the hooks refer to it weakly. Held by
+    them it would be a cycle through the graph, which no garbage collector sees, and a pass that
+    raises would never be let go.
     """
 
     def __init__(
@@ -189,8 +193,12 @@ class FirstOrder:
                 self._waiting.setdefault(parameter, set()).add(recorded)
         self._missing = {r: dict(r.edges) for r in self._accounts}
         self._caught: dict[RecordedCall, dict[int, Tensor]] = {r: {} for r in self._accounts}
-        nodes = {edge.node for r in self._accounts for edge in r.edges.values()}
-        self._handles = [node.register_prehook(self._hook(node)) for node in nodes]
+        places: dict[Node, list[tuple[RecordedCall, int, int]]] = {}
+        for recorded in self._accounts:
+            for index, edge in recorded.edges.items():
+                places.setdefault(edge.node, []).append((recorded, index, edge.output_nr))
+        self._places = list(places.values())
+        self._handles = [node.register_prehook(self._hook(i)) for i, node in enumerate(places)]
 
     def unfinished(self) -> list[Tensor]:
         """The parameters that backward has not reached; removes all hooks."""
@@ -198,25 +206,26 @@ class FirstOrder:
             handle.remove()
         return list(self._waiting)
 
-    def _hook(self, node: Node) -> Callable[[Sequence[Any]], None]:
-        expected = [
-            (recorded, index, edge.output_nr)
-            for recorded, edges in self._missing.items()
-            for index, edge in edges.items()
-            if edge.node is node
-        ]
+    def _hook(self, node: int) -> Callable[[Sequence[Tensor | None]], None]:
+        method = WeakMethod(self._reached)
 
         def reached(cotangents: Sequence[Tensor | None]) -> None:
-            for recorded, index, number in expected:
-                if self._missing[recorded].pop(index, None) is None:
-                    continue
-                cotangent = cotangents[number]
-                if cotangent is not None:
-                    self._caught[recorded][index] = cotangent.detach()
-                if not self._missing[recorded]:
-                    self._complete(recorded)
+            reach = method()
+            if reach is not None:
+                reach(node, cotangents)
 
         return reached
+
+    def _reached(self, node: int, cotangents: Sequence[Tensor | None]) -> None:
+        """Takes in the cotangents that have arrived at one of the nodes with a hook."""
+        for recorded, index, number in self._places[node]:
+            if self._missing[recorded].pop(index, None) is None:
+                continue
+            cotangent = cotangents[number]
+            if cotangent is not None:
+                self._caught[recorded][index] = cotangent.detach()
+            if not self._missing[recorded]:
+                self._complete(recorded)
 
     def _complete(self, recorded: RecordedCall) -> None:
         caught = self._caught.pop(recorded)

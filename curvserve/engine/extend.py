@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -125,8 +126,10 @@ class _Backward:
         first = [q for q in quantities if q.savefield not in results]
         if first or self._request.extension_hook is not None:
             self._owners = _Owners(graph, found, self._request.extension_hook)
-            self._first = FirstOrder(graph, found, first, self._done)
-            torch.autograd.Variable._execution_engine.queue_callback(self._end)
+            caught = FirstOrder(graph, found, first, self._done)
+            # The pass itself holds it: as an attribute it would be a cycle that keeps the graph.
+            end = partial(self._end, caught)
+            torch.autograd.Variable._execution_engine.queue_callback(end)
 
     def _loss(self, gradient: Tensor, found: Plan) -> LossAt:
         scale = float(gradient) if gradient.numel() == 1 else 1.0
@@ -161,9 +164,9 @@ class _Backward:
             self._save(parameter, field, value)
         self._owners.finished(parameter)
 
-    def _end(self) -> None:
+    def _end(self, caught: FirstOrder) -> None:
         """Runs when backward has ended: whatever it did not reach must not look computed."""
-        if not self._first.unfinished():
+        if not caught.unfinished():
             return
         for parameter in self._filled:
             for quantity in self._request.quantities:
