@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,13 +29,13 @@ class Request:
         quantities: The extensions, in the order given (which is the order of random draws).
         extension_hook: Called with each module once all extensions have run for it.
         debug: Whether to log what is computed where.
-        served: One entry for each extended loss that ran backward inside the block.
+        served: One entry for each backward pass of extended losses inside the block.
     """
 
     quantities: tuple[Quantity, ...]
     extension_hook: Callable[[nn.Module], None] | None = None
     debug: bool = False
-    served: list[None] = field(default_factory=list)
+    served: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

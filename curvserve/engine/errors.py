@@ -12,6 +12,7 @@ __all__ = [
     "NotRecordedError",
     "ReplayError",
     "ScaledLossWarning",
+    "SeveralLossesError",
     "UncoveredParameterError",
     "UnsupportedLossError",
 ]
@@ -47,6 +48,10 @@ class NonFiniteError(EngineError):
 
 class IncompleteBackwardError(EngineError):
     """The backward pass ended before it reached every layer, as ``backward(inputs=...)`` does."""
+
+
+class SeveralLossesError(EngineError):
+    """Several extended losses were added up, and the quantity is not defined for their sum."""
 
 
 class ScaledLossWarning(UserWarning):

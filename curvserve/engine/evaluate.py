@@ -3,21 +3,29 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from curvserve.engine import losses
-from curvserve.engine.backward import FirstOrder, second_order
 from curvserve.engine.draws import GlobalDraws, SeededDraws
-from curvserve.engine.errors import UnsupportedLossError
-from curvserve.engine.graph import read
+from curvserve.engine.errors import NotRecordedError, UnsupportedLossError
+from curvserve.engine.first_order import FirstOrder
+from curvserve.engine.graph import Graph, read
 from curvserve.engine.losses import Draws, LossAt, LossRule
-from curvserve.engine.plan import plan
-from curvserve.engine.quantities import QUANTITIES, DiagGGNMC, Quantity
+from curvserve.engine.plan import Plan, plan
+from curvserve.engine.quantities import (
+    QUANTITIES,
+    GradientQuantity,
+    MonteCarlo,
+    Quantity,
+    Subsampled,
+)
 from curvserve.engine.recording import attached, is_attached
 from curvserve.engine.rows import Rows
+from curvserve.engine.second_order import Pass
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -36,7 +44,7 @@ class Evaluation:
 
     loss: Tensor
     outputs: Tensor
-    quantities: dict[str, dict[str, Tensor]]
+    quantities: dict[str, dict[str, Any]]
 
 
 def evaluate(
@@ -73,13 +81,17 @@ def evaluate(
         require gradients to tensors on their device.
 
     Raises:
-        ValueError: A quantity is unknown or asked for twice, or ``chunk`` is not positive.
+        ValueError: A quantity is unknown or asked for twice, ``chunk`` is not positive, or it is
+            combined with subsampling.
         UnsupportedLossError: The loss has no curvature rule.
         EngineError: The model, the loss or the batch admits no such quantity.
     """
     asked = _resolve(quantities, mc_samples)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be a positive number of samples, got {chunk}")
+    for quantity in asked.values():
+        if chunk is not None and isinstance(quantity, Subsampled) and quantity.subsampling:
+            raise ValueError(f"{quantity!r}: subsampling and chunk cannot be combined")
     rule = losses.find(loss)
     if rule is None:
         known = ", ".join(sorted(kind.__name__ for kind in losses.RULES))
@@ -88,7 +100,7 @@ def evaluate(
         )
     with nullcontext() if is_attached(model) else attached(model):
         parts = list(_parts(model, loss, rule, inputs, targets, asked, seed, chunk))
-    return parts[0] if len(parts) == 1 else _merge(parts, asked)
+    return _merge(parts, asked)
 
 
 def _resolve(quantities: Sequence[str | Quantity], mc_samples: int) -> dict[str, Quantity | None]:
@@ -104,7 +116,7 @@ def _resolve(quantities: Sequence[str | Quantity], mc_samples: int) -> dict[str,
             asked[name] = None
         elif name in QUANTITIES:
             kind = QUANTITIES[name]
-            asked[name] = kind(mc_samples) if kind is DiagGGNMC else kind()
+            asked[name] = kind(mc_samples) if issubclass(kind, MonteCarlo) else kind()
         else:
             known = ", ".join([GRADIENT, *sorted(QUANTITIES)])
             raise ValueError(f"unknown quantity '{name}'; there are: {known}")
@@ -167,28 +179,7 @@ def _evaluate(batch: _Batch, asked: Mapping[str, Quantity | None], seed: int | N
         outputs = batch.model(batch.inputs)
         share = batch.share(outputs)
         value = batch.loss(outputs, batch.targets) * share
-    extensions = [q for q in asked.values() if q is not None]
-    found: dict[str, dict[Tensor, Tensor]] = {q.savefield: {} for q in extensions}
-    samples = len(outputs)
-    first: FirstOrder | None = None
-    if extensions:
-        edge = GradientEdge(outputs.grad_fn, outputs.output_nr)
-        values = outputs.detach()
-        losses.check(batch.rule, batch.loss, values, batch.targets)
-        graph = read(outputs.grad_fn)
-        way = plan(graph, edge, values)
-        samples = way.samples
-        at = LossAt(batch.rule, batch.loss, values, batch.targets, share, way.layout, way.samples)
-        with torch.no_grad():
-            draws = _draws(batch, outputs, seed)
-            found |= second_order(graph, way, edge, at, extensions, draws)
-
-        def done(parameter: Tensor, results: dict[str, Tensor]) -> None:
-            for field, result in results.items():
-                found[field][parameter] = result
-
-        rest = [q for q in extensions if not found[q.savefield]]
-        first = FirstOrder(graph, way, rest, done) if rest else None
+    found, first = _extensions(batch, outputs, share, asked, list(named.values()), seed)
     gradients = torch.autograd.grad(value, list(named.values()), allow_unused=True)
     if first is not None:
         first.unfinished()
@@ -199,11 +190,62 @@ def _evaluate(batch: _Batch, asked: Mapping[str, Quantity | None], seed: int | N
     return Evaluation(
         value.detach(),
         outputs.detach(),
-        {
-            name: {key: _result(found[name], p, q, samples) for key, p in named.items()}
-            for name, q in asked.items()
-        },
+        {name: {key: found[name][p] for key, p in named.items()} for name in asked},
     )
+
+
+def _extensions(
+    batch: _Batch,
+    outputs: Tensor,
+    share: float | Tensor,
+    asked: Mapping[str, Quantity | None],
+    parameters: Sequence[Tensor],
+    seed: int | None,
+) -> tuple[dict[str, dict[Tensor, Any]], FirstOrder | None]:
+    """The states of all extensions; those made of the gradient are filled in as it is computed."""
+    found: dict[str, dict[Tensor, Any]] = {}
+    extensions = [q for q in asked.values() if q is not None]
+    if not extensions:
+        return found, None
+    values, node = outputs.detach(), outputs.grad_fn
+    losses.check(batch.rule, batch.loss, values, batch.targets)
+    if node is None:
+        raise NotRecordedError("the model's output does not depend on any trainable parameter")
+    edge = GradientEdge(node, outputs.output_nr)
+    graph = read(node)
+    way = plan(graph, edge, values)
+    loss = LossAt(batch.rule, batch.loss, values, batch.targets, share, way.layout, way.samples)
+    absent = _absent(graph, way, parameters)
+    first: list[GradientQuantity] = []
+    with torch.no_grad():
+        at = Pass(graph, way, edge, loss, _draws(batch, outputs, seed), absent)
+        for quantity in extensions:
+            states = quantity.compute(at)
+            if states is None:
+                assert isinstance(quantity, GradientQuantity)
+                first.append(quantity)
+                states = {p: quantity.reduce(Rows((), way.samples, p.detach())) for p in absent}
+            found[quantity.savefield] = states
+    if not first:
+        return found, None
+
+    def done(parameter: Tensor, states: dict[str, Any]) -> None:
+        for field, state in states.items():
+            found[field][parameter] = state
+
+    caught = FirstOrder(first, done)
+    caught.watch(graph, way)
+    return found, caught
+
+
+def _absent(graph: Graph, way: Plan, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The parameters that the loss does not depend on."""
+    accounted = {
+        graph.calls[account.call].call.module.get_parameter(name)
+        for account in way.accounts
+        for name in account.names
+    }
+    return [p for p in parameters if p not in accounted]
 
 
 def _draws(batch: _Batch, outputs: Tensor, seed: int | None) -> Draws:
@@ -213,26 +255,24 @@ def _draws(batch: _Batch, outputs: Tensor, seed: int | None) -> Draws:
     return SeededDraws(seed, batch.total * lines, batch.start * lines)
 
 
-def _result(
-    found: Mapping[Tensor, Tensor], parameter: Tensor, quantity: Quantity | None, samples: int
-) -> Tensor:
-    """The result for a parameter, zero if the loss does not depend on it."""
-    if parameter in found:
-        return found[parameter]
-    assert quantity is not None
-    return quantity.reduce(Rows((), samples, parameter.detach()))
-
-
 def _merge(parts: Sequence[Evaluation], asked: Mapping[str, Quantity | None]) -> Evaluation:
-    quantities: dict[str, dict[str, Tensor]] = {}
+    """Puts the parts of a batch together, and makes results of the states."""
+    quantities: dict[str, dict[str, Any]] = {}
     for name, quantity in asked.items():
         quantities[name] = {}
         for key in parts[0].quantities[name]:
-            pieces = [part.quantities[name][key] for part in parts]
-            together = torch.stack(pieces).sum(0) if quantity is None else quantity.merge(pieces)
-            quantities[name][key] = together
+            states = [part.quantities[name][key] for part in parts]
+            quantities[name][key] = _together(states, quantity)
+    if len(parts) == 1:
+        return Evaluation(parts[0].loss, parts[0].outputs, quantities)
     return Evaluation(
         torch.stack([part.loss for part in parts]).sum(0),
         torch.cat([part.outputs for part in parts]),
         quantities,
     )
+
+
+def _together(states: Sequence[Any], quantity: Quantity | None) -> Any:
+    if quantity is None:
+        return states[0] if len(states) == 1 else torch.stack(list(states)).sum(0)
+    return quantity.finish(states[0] if len(states) == 1 else quantity.merge(states))

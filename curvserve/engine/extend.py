@@ -2,27 +2,30 @@
 
 import logging
 import warnings
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from curvserve.engine import context, losses
-from curvserve.engine.backward import FirstOrder, second_order
 from curvserve.engine.context import Request
 from curvserve.engine.draws import GlobalDraws
 from curvserve.engine.errors import (
     IncompleteBackwardError,
     ScaledLossWarning,
+    SeveralLossesError,
     UnsupportedLossError,
 )
-from curvserve.engine.graph import read
+from curvserve.engine.first_order import FirstOrder
+from curvserve.engine.graph import Graph, read
 from curvserve.engine.losses import LossAt, LossRule
 from curvserve.engine.plan import Plan, plan, watch
+from curvserve.engine.quantities import GradientQuantity, Quantity
 from curvserve.engine.recording import record_module
+from curvserve.engine.second_order import Pass
 
 __all__ = ["extend"]
 
@@ -90,7 +93,7 @@ def _after_loss(module: nn.Module, args: tuple[Any, ...], loss: Tensor) -> None:
 
 
 class _Backward:
-    """One backward pass through one extended loss, inside a ``backpack`` block."""
+    """One extended loss that backward has reached, inside a ``backpack`` block."""
 
     def __init__(
         self,
@@ -103,33 +106,37 @@ class _Backward:
     ) -> None:
         self._request, self._module, self._rule = request, module, rule
         self._edge, self._outputs, self._targets = edge, outputs, targets
-        self._filled: list[Tensor] = []
 
     def run(self, gradient: Tensor) -> None:
         """Computes second-order quantities now, and leaves hooks for the first-order ones."""
-        self._request.served.append(None)
+        task = _Task.current(self._request)
         if not self._request.quantities and self._request.extension_hook is None:
             return
+        try:
+            self._run(task, gradient)
+        except BaseException:
+            task.clear()
+            raise
+
+    def _run(self, task: "_Task", gradient: Tensor) -> None:
         losses.check(self._rule, self._module, self._outputs, self._targets)
         graph = read(self._edge.node)
         found = plan(graph, self._edge, self._outputs)
-        loss = self._loss(gradient, found)
-        quantities = self._request.quantities
-        results = second_order(graph, found, self._edge, loss, quantities, GlobalDraws())
-        for field, values in results.items():
-            for parameter, value in values.items():
-                self._save(parameter, field, value)
+        at = Pass(graph, found, self._edge, self._loss(gradient, found), GlobalDraws())
+        first = []
+        for quantity in self._request.quantities:
+            states = quantity.compute(at)
+            if states is None:
+                assert isinstance(quantity, GradientQuantity)
+                first.append(quantity)
+            else:
+                task.add(quantity, states)
         if self._request.debug:
             self._log(graph.calls, found)
         if self._request.extension_hook is not None:
             self._request.extension_hook(self._module)
-        first = [q for q in quantities if q.savefield not in results]
         if first or self._request.extension_hook is not None:
-            self._owners = _Owners(graph, found, self._request.extension_hook)
-            caught = FirstOrder(graph, found, first, self._done)
-            # The pass itself holds it: as an attribute it would be a cycle that keeps the graph.
-            end = partial(self._end, caught)
-            torch.autograd.Variable._execution_engine.queue_callback(end)
+            task.watch(graph, found, first)
 
     def _loss(self, gradient: Tensor, found: Plan) -> LossAt:
         scale = float(gradient) if gradient.numel() == 1 else 1.0
@@ -155,27 +162,6 @@ class _Backward:
             found.samples,
         )
 
-    def _save(self, parameter: Tensor, field: str, value: Tensor) -> None:
-        setattr(parameter, field, value)
-        self._filled.append(parameter)
-
-    def _done(self, parameter: Tensor, results: dict[str, Tensor]) -> None:
-        for field, value in results.items():
-            self._save(parameter, field, value)
-        self._owners.finished(parameter)
-
-    def _end(self, caught: FirstOrder) -> None:
-        """Runs when backward has ended: whatever it did not reach must not look computed."""
-        if not caught.unfinished():
-            return
-        for parameter in self._filled:
-            for quantity in self._request.quantities:
-                parameter.__dict__.pop(quantity.savefield, None)
-        raise IncompleteBackwardError(
-            "backward ended before it reached every layer (was it called with inputs=...?), so "
-            "the extensions could not be completed; nothing was stored"
-        )
-
     def _log(self, calls: list[Any], found: Plan) -> None:
         for account in found.accounts:
             log.info(
@@ -187,12 +173,87 @@ class _Backward:
             )
 
 
+class _Task:
+    """What one backward pass has computed so far, of all extended losses that it runs through.
+
+    The pass itself holds it (by the callback at its end) and nothing else: a request that held it
+    would keep the graph of a pass that raised.
+    """
+
+    def __init__(self, request: Request, number: int) -> None:
+        self._request, self._number = request, number
+        self._states: dict[Quantity, dict[Tensor, Any]] = {}
+        self._filled: dict[Tensor, None] = {}
+        self._first: FirstOrder | None = None
+        self._owners = _Owners(request.extension_hook)
+        self._by_field = {q.savefield: q for q in request.quantities}
+
+    @classmethod
+    def current(cls, request: Request) -> "_Task":
+        """That of the backward pass that now runs."""
+        number = torch._C._current_graph_task_id()
+        task = request.served[-1]() if request.served else None
+        if task is None or task._number != number:
+            task = cls(request, number)
+            request.served[:] = [ref(task)]
+            torch.autograd.Variable._execution_engine.queue_callback(task._end)
+        return task
+
+    def add(self, quantity: Quantity, states: dict[Tensor, Any]) -> None:
+        """Adds what one loss contributes to a quantity, and saves the results."""
+        known = self._states.setdefault(quantity, {})
+        if known and quantity.of_one_loss:
+            raise SeveralLossesError(
+                f"{type(quantity).__name__} is not defined for a sum of several losses: call "
+                "backward on each of them"
+            )
+        for parameter, state in states.items():
+            total = quantity.combine(known[parameter], state) if parameter in known else state
+            known[parameter] = total
+            self._save(parameter, quantity, total)
+
+    def watch(self, graph: Graph, found: Plan, quantities: Sequence[GradientQuantity]) -> None:
+        """Sets the hooks for what is made of the gradient."""
+        if self._first is None:
+            self._first = FirstOrder(quantities, self._done, self.clear)
+        self._owners.watch(graph, found)
+        self._first.watch(graph, found)
+
+    def clear(self) -> None:
+        """Removes what was stored: a set that is not whole must not look computed."""
+        for parameter in self._filled:
+            for field in self._by_field:
+                parameter.__dict__.pop(field, None)
+
+    def _save(self, parameter: Tensor, quantity: Quantity, state: Any) -> None:
+        setattr(parameter, quantity.savefield, quantity.finish(state))
+        self._filled[parameter] = None
+
+    def _done(self, parameter: Tensor, states: dict[str, Any]) -> None:
+        for field, state in states.items():
+            self._save(parameter, self._by_field[field], state)
+        self._owners.finished(parameter)
+
+    def _end(self) -> None:
+        """Runs when backward has ended: whatever it did not reach must not look computed."""
+        if self._first is None or not self._first.unfinished():
+            return
+        self.clear()
+        raise IncompleteBackwardError(
+            "backward ended before it reached every layer (was it called with inputs=...?), so "
+            "the extensions could not be completed; nothing was stored"
+        )
+
+
 class _Owners:
     """Calls the extension hook for each module once all of its parameters are done."""
 
-    def __init__(self, graph: Any, found: Plan, hook: Callable[[nn.Module], None] | None) -> None:
+    def __init__(self, hook: Callable[[nn.Module], None] | None) -> None:
         self._hook = hook
         self._waiting: dict[nn.Module, set[Tensor]] = {}
+
+    def watch(self, graph: Graph, found: Plan) -> None:
+        """Notes the modules behind one loss, and which parameters each waits for."""
         accounted = {
             graph.calls[account.call].call.module.get_parameter(name)
             for account in found.accounts
@@ -200,7 +261,7 @@ class _Owners:
         }
         modules = {m for c in graph.calls for m in c.call.module.modules()}
         for module in modules:
-            own = {p for p in module.parameters(recurse=False) if p in accounted}
+            own: set[Tensor] = {p for p in module.parameters(recurse=False) if p in accounted}
             if own:
                 self._waiting[module] = own
 

@@ -18,6 +18,12 @@ class Part(Protocol):
     def square_sum(self) -> Tensor:
         """The rows squared and summed over the samples ``[*p]``."""
 
+    def matrices(self) -> tuple[Tensor, Tensor] | None:
+        """The inputs ``[N, T, K]`` and cotangents ``[N, T, O]`` of a layer ``y_t = W a_t``.
+
+        None where the parameter is not the matrix W of such a layer.
+        """
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -58,3 +64,21 @@ class Rows:
         if len(self.parts) == 1:
             return self.parts[0].square_sum()
         return self.dense().square().sum(0)
+
+    def total(self) -> Tensor:
+        """``sum_n J_n^T s_n``, shape ``[*p]``."""
+        return self.dense().sum(0)
+
+    def squared_norms(self) -> Tensor:
+        """``||J_n^T s_n||^2`` for each sample, shape ``[N]``.
+
+        For a layer ``y_t = W a_t`` it is ``sum_{t,u} (a_t . a_u) (s_t . s_u)``: where that is
+        cheaper, the rows are not formed. (Li et al., Large language models can be strong
+        differentially private learners, ICLR 2022.)
+        """
+        matrices = self.parts[0].matrices() if len(self.parts) == 1 else None
+        if matrices is not None:
+            a, s = matrices
+            if a.shape[1] ** 2 < a.shape[2] * s.shape[2]:
+                return ((a @ a.mT) * (s @ s.mT)).sum((1, 2))
+        return self.dense().flatten(1).square().sum(1)

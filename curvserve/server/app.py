@@ -73,6 +73,6 @@ def specification(session: Session) -> ModelSpec:
         targets=model.targets.describe(),
         loss=type(model.loss()).__name__,
         metrics=tuple(model.metrics),
-        quantities=("grad", *QUANTITIES),
+        quantities=("grad", *(name for name, kind in QUANTITIES.items() if kind.tensor)),
         max_batch=model.max_batch,
     )

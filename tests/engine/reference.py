@@ -6,6 +6,7 @@ Hessian of the loss with respect to the outputs, both by ``torch.autograd.grad``
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -75,3 +76,35 @@ def diag_ggn(
         name: (row * torch.tensordot(hessian, row, 1)).sum(0)
         for name, row in zip(parameters, rows, strict=True)
     }
+
+
+def ggn_blocks(
+    model: nn.Module, loss: nn.Module, inputs: Tensor, targets: Tensor
+) -> dict[str, Tensor]:
+    """``J^T H J`` for each parameter alone, ``[p.numel(), p.numel()]``."""
+    outputs = outputs_of(model, inputs)
+    parameters = trained(model)
+    hessian = loss_hessian(loss, outputs, targets)
+    rows = jacobian(outputs, list(parameters.values()))
+    flat = {name: row.flatten(1) for name, row in zip(parameters, rows, strict=True)}
+    return {name: row.T @ hessian @ row for name, row in flat.items()}
+
+
+def hessian_blocks(
+    model: nn.Module, loss: nn.Module, inputs: Tensor, targets: Tensor
+) -> dict[str, Tensor]:
+    """The Hessian of the loss for each parameter alone, ``[p.numel(), p.numel()]``."""
+    with sdpa_kernel(SDPBackend.MATH):
+        value = loss(outputs_of(model, inputs), targets)
+        parameters = trained(model)
+        found = {}
+        for name, p in parameters.items():
+            (gradient,) = torch.autograd.grad(value, p, create_graph=True, allow_unused=True)
+            rows = []
+            for unit in [] if gradient is None else gradient.flatten():
+                row = None
+                if unit.requires_grad:
+                    (row,) = torch.autograd.grad(unit, p, retain_graph=True, allow_unused=True)
+                rows.append(torch.zeros(p.numel()).to(p) if row is None else row.flatten())
+            found[name] = torch.stack(rows) if rows else torch.zeros(p.numel(), p.numel()).to(p)
+    return found

@@ -59,6 +59,18 @@ class LayerRule(ABC):
             total += self.rows(module, name, a_chunk, s_chunk).square_().sum(0)
         return total
 
+    def matrices(
+        self, module: nn.Module, name: str, a: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """The layer as ``y_t = W a_t`` on (patches of) its input, where it is one.
+
+        Returns:
+            The inputs ``[N, T, K]`` and cotangents ``[N, T, O]`` such that the row for the
+            parameter, seen as a matrix ``[O, K]``, is ``sum_t s_t a_t^T``; None where the
+            parameter is no such matrix.
+        """
+        return None
+
     def objection(self, module: nn.Module) -> str | None:
         """Why nothing can be computed for this very module, if so."""
         return None

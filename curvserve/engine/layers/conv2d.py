@@ -25,6 +25,21 @@ class Conv2d(LayerRule):
         s = s.reshape(samples, -1, module.groups, outputs, positions)
         return einsum("ntgol,ntgkl->ngok", s, patches).reshape(samples, *module.weight.shape)
 
+    def matrices(
+        self, module: nn.Module, name: str, a: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """The patches, and the cotangents at the positions they belong to."""
+        assert isinstance(module, nn.Conv2d)
+        if name == "bias" or module.groups > 1:
+            return None
+        samples = len(s)
+        patches = _patches(module, a.reshape(-1, *a.shape[-3:])).mT
+        cotangents = s.reshape(-1, *s.shape[-3:]).flatten(2).mT
+        return (
+            patches.reshape(samples, -1, patches.shape[-1]),
+            cotangents.reshape(samples, -1, cotangents.shape[-1]),
+        )
+
 
 def _patches(module: nn.Conv2d, a: Tensor) -> Tensor:
     """The input patches that the kernel sees, ``[N, C * kh * kw, H' * W']``."""

@@ -28,6 +28,12 @@ class Linear(LayerRule):
             return s.square().sum(0)
         return s.square().T @ a.square()
 
+    def matrices(
+        self, module: nn.Module, name: str, a: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """The input and the cotangent themselves, their extra axes folded into one."""
+        return None if name == "bias" else (_positions(a), _positions(s))
+
 
 def _positions(t: Tensor) -> Tensor:
     """Folds all extra axes into one: ``[N, T, features]``."""

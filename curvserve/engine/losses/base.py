@@ -34,9 +34,12 @@ class LossRule(ABC):
 
     Attributes:
         kinds: The loss classes that the rule covers.
+        is_hessian: Whether the exact factor is one of the Hessian of the loss itself, rather than
+            of a Fisher matrix that stands for it.
     """
 
     kinds: ClassVar[tuple[type[nn.Module], ...]]
+    is_hessian: ClassVar[bool] = True
 
     @abstractmethod
     def norm(self, module: nn.Module, outputs: Tensor, targets: Tensor) -> Tensor | float:
@@ -137,10 +140,24 @@ class LossAt:
         columns = self.rule.sampled(self.module, self.outputs, self.targets, count, draws)
         return self._scaled(columns) * float(count**-0.5)
 
-    def _scaled(self, columns: Tensor) -> Tensor:
+    def gradient(self) -> Tensor:
+        """The gradient of the (scaled) loss with respect to the outputs, of their shape."""
+        with torch.enable_grad():
+            outputs = self.outputs.detach().requires_grad_()
+            # Not by a call: nobody's hooks on the loss are to run for it.
+            value = self.module.forward(outputs, self.targets)
+            (gradient,) = torch.autograd.grad(value, outputs)
+        scaled: Tensor = gradient * self.scale
+        return scaled
+
+    def factor(self) -> Tensor:
+        """By what the sum of the terms is multiplied: the scale over the norm."""
         norm = self.rule.norm(self.module, self.outputs, self.targets)
-        factor = torch.as_tensor(self.scale, dtype=columns.dtype, device=columns.device) / norm
-        scaled: Tensor = columns * factor.sqrt()
+        outputs = self.outputs
+        return torch.as_tensor(self.scale, dtype=outputs.dtype, device=outputs.device) / norm
+
+    def _scaled(self, columns: Tensor) -> Tensor:
+        scaled: Tensor = columns * self.factor().sqrt()
         return scaled
 
     def _term_masks(self) -> list[Tensor]:

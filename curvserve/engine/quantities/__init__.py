@@ -1,11 +1,61 @@
 """The quantities, and the registry of their names."""
 
-from curvserve.engine.quantities.base import Quantity
-from curvserve.engine.quantities.diagonal import DiagGGNExact, DiagGGNMC
-from curvserve.engine.quantities.per_sample import BatchGrad
+from curvserve.engine.quantities.base import (
+    ColumnQuantity,
+    GradientQuantity,
+    MonteCarlo,
+    Quantity,
+    Subsampled,
+)
+from curvserve.engine.quantities.diagonal import (
+    BatchDiagGGNExact,
+    BatchDiagGGNMC,
+    DiagEmpiricalFisher,
+    DiagGGNExact,
+    DiagGGNMC,
+)
+from curvserve.engine.quantities.per_sample import (
+    BatchGrad,
+    BatchL2Grad,
+    SumGradSquared,
+    Variance,
+)
+from curvserve.engine.quantities.sqrt_ggn import SqrtGGNExact, SqrtGGNMC
 
-__all__ = ["QUANTITIES", "BatchGrad", "DiagGGNExact", "DiagGGNMC", "Quantity"]
+EXTENSIONS: tuple[type[Quantity], ...] = (
+    BatchGrad,
+    BatchL2Grad,
+    SumGradSquared,
+    Variance,
+    DiagGGNExact,
+    DiagGGNMC,
+    BatchDiagGGNExact,
+    BatchDiagGGNMC,
+    SqrtGGNExact,
+    SqrtGGNMC,
+    DiagEmpiricalFisher,
+)
 
-QUANTITIES: dict[str, type[Quantity]] = {
-    quantity.savefield: quantity for quantity in (BatchGrad, DiagGGNMC, DiagGGNExact)
-}
+# By name: those that can be made without options.
+QUANTITIES: dict[str, type[Quantity]] = {kind.savefield: kind for kind in EXTENSIONS}
+
+__all__ = [
+    "EXTENSIONS",
+    "QUANTITIES",
+    "BatchDiagGGNExact",
+    "BatchDiagGGNMC",
+    "BatchGrad",
+    "BatchL2Grad",
+    "ColumnQuantity",
+    "DiagEmpiricalFisher",
+    "DiagGGNExact",
+    "DiagGGNMC",
+    "GradientQuantity",
+    "MonteCarlo",
+    "Quantity",
+    "SqrtGGNExact",
+    "SqrtGGNMC",
+    "Subsampled",
+    "SumGradSquared",
+    "Variance",
+]

@@ -1,4 +1,4 @@
-"""Diagonals of curvature matrices.
+"""Diagonals of the generalised Gauss-Newton matrix and of the empirical Fisher.
 
 The generalised Gauss-Newton matrix of the loss is ``G = sum_n J_n^T H_n J_n`` with ``J_n`` the
 Jacobian of the n-th output and ``H_n`` the Hessian of the (scaled) loss there. With any factor
@@ -7,36 +7,39 @@ Jacobian of the n-th output and ``H_n`` the Hessian of the (scaled) loss there. 
 descent, 2002; Dangel, Kunstner, Hennig, BackPACK, ICLR 2020.)
 """
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from torch import Tensor
 
 from curvserve.engine.losses.base import Draws, LossAt
-from curvserve.engine.quantities.base import Quantity
+from curvserve.engine.quantities.base import ColumnQuantity, Exact, MonteCarlo
 from curvserve.engine.rows import Rows
 
-__all__ = ["DiagGGNExact", "DiagGGNMC"]
+__all__ = [
+    "BatchDiagGGNExact",
+    "BatchDiagGGNMC",
+    "DiagEmpiricalFisher",
+    "DiagGGNExact",
+    "DiagGGNMC",
+]
 
 
-class DiagGGNExact(Quantity):
+class DiagGGNExact(Exact):
     """The diagonal of the generalised Gauss-Newton matrix, in ``p.diag_ggn_exact``.
 
     It has the scale of the loss (a mean over the batch for a mean loss) and the parameter's shape.
     One backward pass for each output unit of a sample.
     """
 
-    savefield: ClassVar[str] = "diag_ggn_exact"
-
-    def columns(self, loss: LossAt, draws: Draws) -> Tensor:
-        """The exact factor of the loss Hessian."""
-        return loss.exact_columns()
+    savefield = "diag_ggn_exact"
 
     def reduce(self, rows: Rows) -> Tensor:
         """The squared rows, summed over samples."""
         return rows.square_sum()
 
 
-class DiagGGNMC(Quantity):
+class DiagGGNMC(MonteCarlo):
     """A Monte-Carlo estimate of that diagonal, unbiased, in ``p.diag_ggn_mc``.
 
     The factor of the loss Hessian is replaced by gradients of the loss at targets drawn from the
@@ -44,24 +47,53 @@ class DiagGGNMC(Quantity):
     those of ``DiagGGNExact``.
     """
 
-    savefield: ClassVar[str] = "diag_ggn_mc"
+    savefield = "diag_ggn_mc"
 
-    def __init__(self, mc_samples: int = 1) -> None:
-        """Chooses the number of draws.
+    def reduce(self, rows: Rows) -> Tensor:
+        """The squared rows, summed over samples."""
+        return rows.square_sum()
 
-        Args:
-            mc_samples: Draws for each sample; the variance of the estimate falls as one over it.
 
-        Raises:
-            ValueError: ``mc_samples`` is not a positive integer.
-        """
-        if not isinstance(mc_samples, int) or isinstance(mc_samples, bool) or mc_samples < 1:
-            raise ValueError(f"mc_samples must be a positive integer, got {mc_samples!r}")
-        self.mc_samples = mc_samples
+class BatchDiagGGNExact(Exact):
+    """Each sample's share of ``DiagGGNExact``, in ``p.diag_ggn_exact_batch``, ``[N, *p.shape]``.
 
-    def columns(self, loss: LossAt, draws: Draws) -> Tensor:
-        """The sampled factor of the loss Hessian."""
-        return loss.sampled_columns(self.mc_samples, draws)
+    The sum over the samples is ``DiagGGNExact``.
+    """
+
+    savefield = "diag_ggn_exact_batch"
+    per_sample: ClassVar[int | None] = 0
+
+    def reduce(self, rows: Rows) -> Tensor:
+        """The squared rows."""
+        return rows.dense().square()
+
+
+class BatchDiagGGNMC(MonteCarlo):
+    """Each sample's share of ``DiagGGNMC``, in ``p.diag_ggn_mc_batch``, ``[N, *p.shape]``."""
+
+    savefield = "diag_ggn_mc_batch"
+    per_sample: ClassVar[int | None] = 0
+
+    def reduce(self, rows: Rows) -> Tensor:
+        """The squared rows."""
+        return rows.dense().square()
+
+
+class DiagEmpiricalFisher(ColumnQuantity):
+    """The diagonal of the empirical Fisher matrix, in ``p.diag_empirical_fisher``.
+
+    ``1/norm sum_n g_n^2`` with ``g_n`` the gradient of the n-th sample's undivided loss and norm
+    what the loss divides by (N for a plain mean over N samples, 1 for a sum): it has the scale of
+    the loss, as the Gauss-Newton diagonal has. Shape of ``p``. (On how it differs from the Fisher:
+    Kunstner, Hennig, Balles, NeurIPS 2019.)
+    """
+
+    savefield = "diag_empirical_fisher"
+
+    def columns(self, loss: LossAt, draws: Draws) -> Iterable[Tensor]:
+        """The gradient of the loss, brought to the scale of a factor of a Hessian."""
+        factor = loss.factor()
+        return [loss.gradient() / factor.where(factor != 0, 1).sqrt()]
 
     def reduce(self, rows: Rows) -> Tensor:
         """The squared rows, summed over samples."""

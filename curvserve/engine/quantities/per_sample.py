@@ -1,26 +1,29 @@
-"""Quantities with one entry for each sample of the batch."""
+"""Quantities made of the gradients of the single samples.
+
+With ``g_n`` the gradient of the n-th sample's loss, a mean over N samples makes its share of the
+gradient ``g_n / N``, a sum makes it ``g_n``. Everything here is of these shares.
+"""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
-from curvserve.engine.quantities.base import Quantity
+from curvserve.engine.quantities.base import GradientQuantity, Subsampled
 from curvserve.engine.rows import Rows
 
-__all__ = ["BatchGrad"]
+__all__ = ["BatchGrad", "BatchL2Grad", "SumGradSquared", "Variance"]
 
 
-class BatchGrad(Quantity):
+class BatchGrad(GradientQuantity, Subsampled):
     """The gradient of each sample's share of the loss, in ``p.grad_batch``.
 
-    With a mean over N samples, row n is ``g_n / N`` where ``g_n`` is the gradient of the n-th
-    sample's loss: the rows add up to ``p.grad``. Shape ``[N, *p.shape]``.
+    Row n is ``g_n / N`` for a mean over N samples: the rows add up to ``p.grad``. Shape
+    ``[N, *p.shape]``.
     """
 
-    savefield: ClassVar[str] = "grad_batch"
-    additive: ClassVar[bool] = False
+    savefield = "grad_batch"
+    per_sample: ClassVar[int | None] = 0
 
     def __init__(self, subsampling: Sequence[int] | None = None) -> None:
         """Chooses the samples.
@@ -32,25 +35,68 @@ class BatchGrad(Quantity):
         Raises:
             ValueError: The list is empty or names a sample twice.
         """
-        if subsampling is not None:
-            subsampling = [int(index) for index in subsampling]
-            if not subsampling or len(set(subsampling)) < len(subsampling):
-                raise ValueError(
-                    "subsampling must be a non-empty list of different sample indices, "
-                    f"got {subsampling}"
-                )
-        self.subsampling = subsampling
+        self._choose(subsampling)
 
     def reduce(self, rows: Rows) -> Tensor:
-        """The rows of the chosen samples.
+        """The rows of the chosen samples."""
+        return self.chosen(rows)
 
-        Raises:
-            IndexError: ``subsampling`` names a sample that the batch does not have.
-        """
-        if self.subsampling is None:
-            return rows.dense()
-        if max(self.subsampling) >= rows.samples or min(self.subsampling) < 0:
-            raise IndexError(
-                f"BatchGrad(subsampling={self.subsampling}) on a batch of {rows.samples} samples"
-            )
-        return rows.dense(torch.tensor(self.subsampling))
+
+class BatchL2Grad(GradientQuantity):
+    """The squared norm of each sample's share of the gradient, in ``p.batch_l2``.
+
+    Entry n is ``||g_n / N||^2`` over this one parameter. Shape ``[N]``. (Goodfellow, Efficient
+    per-example gradient computations, 2015.)
+    """
+
+    savefield = "batch_l2"
+    per_sample: ClassVar[int | None] = 0
+
+    def reduce(self, rows: Rows) -> Tensor:
+        """The squared norm of each row; the rows are not formed where that is dearer."""
+        return rows.squared_norms()
+
+
+class SumGradSquared(GradientQuantity):
+    """The sum of the samples' squared gradients, in ``p.sum_grad_squared``.
+
+    ``sum_n (g_n / N)^2`` for a mean over N samples, the uncentred second moment. Shape of ``p``.
+    """
+
+    savefield = "sum_grad_squared"
+
+    def reduce(self, rows: Rows) -> Tensor:
+        """The squared rows, summed over samples."""
+        return rows.square_sum()
+
+
+class _Moments(NamedTuple):
+    """The sums over samples of the rows and of their squares."""
+
+    samples: int
+    total: Tensor
+    squares: Tensor
+
+
+class Variance(GradientQuantity):
+    """The variance of the samples' shares of the gradient, in ``p.variance``.
+
+    The biased one, ``1/N sum_n x_n^2 - (1/N sum_n x_n)^2`` with ``x_n = g_n / N`` for a mean over
+    N samples. Shape of ``p``.
+    """
+
+    savefield = "variance"
+
+    def reduce(self, rows: Rows) -> _Moments:
+        """The first two moments of the rows."""
+        return _Moments(rows.samples, rows.total(), rows.square_sum())
+
+    def merge(self, states: Sequence[Any]) -> _Moments:
+        """Adds the moments."""
+        samples, total, squares = zip(*states, strict=True)
+        return _Moments(sum(samples), super().merge(total), super().merge(squares))
+
+    def finish(self, state: _Moments) -> Tensor:
+        """The variance; rounding does not make it negative."""
+        mean = state.total / state.samples
+        return (state.squares / state.samples - mean.square()).clamp_(min=0)

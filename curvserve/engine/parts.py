@@ -1,0 +1,121 @@
+"""The share that each call of a module has in the rows of the parameters it accounts for."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from curvserve.engine.graph import Graph, RecordedCall
+from curvserve.engine.layers import LayerRule
+from curvserve.engine.layers.generic import Replay
+from curvserve.engine.plan import Account, Plan
+from curvserve.engine.recording import Call
+from curvserve.engine.rows import Part
+
+__all__ = ["RulePart", "gather", "parts"]
+
+
+@dataclass(frozen=True)
+class RulePart:
+    """A part of the rows that the rule of a layer kind forms.
+
+    Attributes:
+        rule: The rule.
+        module: The layer.
+        name: The parameter's name in it.
+        a: The layer's input, samples first.
+        s: The cotangent at its output, samples first.
+    """
+
+    rule: LayerRule
+    module: nn.Module
+    name: str
+    a: Tensor
+    s: Tensor
+
+    def rows(self, samples: Tensor | None) -> Tensor:
+        """See :class:`curvserve.engine.rows.Part`."""
+        a, s = (self.a, self.s) if samples is None else (self.a[samples], self.s[samples])
+        return self.rule.rows(self.module, self.name, a, s)
+
+    def square_sum(self) -> Tensor:
+        """See :class:`curvserve.engine.rows.Part`."""
+        return self.rule.square_sum(self.module, self.name, self.a, self.s)
+
+    def matrices(self) -> tuple[Tensor, Tensor] | None:
+        """See :class:`curvserve.engine.rows.Part`."""
+        return self.rule.matrices(self.module, self.name, self.a, self.s)
+
+
+@dataclass
+class _Replayed:
+    """The rows of all parameters that one replayed call accounts for, formed together."""
+
+    way: Replay
+    call: Call
+    names: tuple[str, ...]
+    cotangents: dict[int, Tensor]
+    _rows: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if not self._rows:
+            rows = self.way.rows(self.call, self.names, self.cotangents)
+            self._rows = dict(zip(self.names, rows, strict=True))
+        return self._rows[name]
+
+
+@dataclass(frozen=True)
+class _ReplayPart:
+    """A part of the rows that replaying a call forms."""
+
+    replayed: _Replayed
+    name: str
+
+    def rows(self, samples: Tensor | None) -> Tensor:
+        rows = self.replayed[self.name]
+        return rows if samples is None else rows[samples]
+
+    def square_sum(self) -> Tensor:
+        return self.replayed[self.name].square().sum(0)
+
+    def matrices(self) -> tuple[Tensor, Tensor] | None:
+        return None
+
+
+def parts(
+    account: Account, recorded: RecordedCall, cotangents: dict[int, Tensor], samples: int
+) -> dict[Tensor, Part]:
+    """The parts that a call has in the rows of the parameters that it accounts for.
+
+    Args:
+        account: What the call accounts for, and how.
+        recorded: The call.
+        cotangents: Those at its results, by the index of the result; none if nothing arrived.
+        samples: The number N of samples.
+    """
+    call = recorded.call
+    parameters = {name: call.module.get_parameter(name) for name in account.names}
+    if not cotangents:
+        return {}
+    if isinstance(account.way, Replay):
+        replayed = _Replayed(account.way, call, account.names, cotangents)
+        return {p: _ReplayPart(replayed, name) for name, p in parameters.items()}
+    s = account.layout.samples_first(cotangents[0], samples)
+    a = account.layout.samples_first(call.tensors()[0], samples)
+    if a.is_floating_point():
+        a = a.to(s.dtype)  # under autocast the layer computed in the cotangent's type
+    return {p: RulePart(account.way, call.module, name, a, s) for name, p in parameters.items()}
+
+
+def gather(
+    plan: Plan, graph: Graph, cotangents: dict[RecordedCall, dict[int, Tensor]]
+) -> dict[Tensor, list[Part]]:
+    """The parts of each parameter, over all calls that account for it."""
+    gathered: dict[Tensor, list[Part]] = {}
+    for account in plan.accounts:
+        recorded = graph.calls[account.call]
+        for name in account.names:
+            gathered.setdefault(recorded.call.module.get_parameter(name), [])
+        own = parts(account, recorded, cotangents[recorded], plan.samples)
+        for parameter, part in own.items():
+            gathered[parameter].append(part)
+    return gathered
