@@ -5,7 +5,8 @@ backpack(DiagGGNMC()):`` and call ``loss.backward()``. Or call :func:`evaluate`,
 hooks. It stands on torch alone.
 """
 
-from curvserve.engine.context import backpack, disable
+from curvserve.engine.block import backpack
+from curvserve.engine.context import disable
 from curvserve.engine.evaluate import Evaluation, evaluate
 from curvserve.engine.extend import extend
 

@@ -4,19 +4,15 @@ The value lives in torch's own thread-local storage rather than in a ``ContextVa
 autograd copies that storage into the device threads that run hooks, which Python's is not.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
 
-from curvserve.engine.quantities.base import Quantity
-
-__all__ = ["Request", "backpack", "current", "disable", "recording"]
+__all__ = ["Request", "State", "current", "disable", "enter", "recording", "restore"]
 
 _KEY = "curvserve.engine"
 
@@ -32,27 +28,37 @@ class Request:
         served: One entry for each backward pass of extended losses inside the block.
     """
 
-    quantities: tuple[Quantity, ...]
+    quantities: tuple[Any, ...]
     extension_hook: Callable[[nn.Module], None] | None = None
     debug: bool = False
     served: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class _State:
+class State:
+    """The request of the innermost open block, and whether forward passes are recorded."""
+
     request: Request | None = None
     recording: bool = True
 
 
-def _state() -> _State:
+def _state() -> State:
     if not torch._C._is_key_in_tls(_KEY):
-        return _State()
+        return State()
     state = torch._C._get_obj_in_tls(_KEY)
-    assert isinstance(state, _State)
+    assert isinstance(state, State)
     return state
 
 
-def _set(state: _State) -> None:
+def enter(request: Request) -> State:
+    """Makes a request the current one, and returns what :func:`restore` takes."""
+    before = _state()
+    restore(replace(before, request=request))
+    return before
+
+
+def restore(state: State) -> None:
+    """Sets the state of this thread."""
     torch._C._stash_obj_in_tls(_KEY, state)
 
 
@@ -74,96 +80,8 @@ def disable() -> Iterator[None]:
     memory of the recorded layer inputs. The engine's own replays run inside it.
     """
     before = _state()
-    _set(replace(before, recording=False))
+    restore(replace(before, recording=False))
     try:
         yield
     finally:
-        _set(before)
-
-
-class backpack:
-    """Makes backward passes of extended losses also compute the given extensions.
-
-    Each extension leaves its result on every parameter, in the attribute that its ``savefield``
-    names (``BatchGrad`` in ``p.grad_batch`` and so on). Results are overwritten by each backward
-    pass, never accumulated. Blocks can be nested; the innermost one counts. A block belongs to
-    the thread that opened it.
-
-    Example:
-        >>> from torch import nn, ones, tensor
-        >>> from curvserve.engine import backpack, extend
-        >>> from curvserve.engine.extensions import DiagGGNExact
-        >>> model, loss = extend(nn.Linear(3, 2)), extend(nn.CrossEntropyLoss())
-        >>> with backpack(DiagGGNExact()):
-        ...     loss(model(ones(4, 3)), tensor([0, 1, 0, 1])).backward()
-        >>> model.weight.diag_ggn_exact.shape
-        torch.Size([2, 3])
-    """
-
-    def __init__(
-        self,
-        *extensions: Quantity,
-        extension_hook: Callable[[nn.Module], None] | None = None,
-        debug: bool = False,
-        retain_graph: bool = False,
-    ) -> None:
-        """Checks the extensions; nothing is active before the block is entered.
-
-        Args:
-            extensions: Instances from ``curvserve.engine.extensions``.
-            extension_hook: Called with each module that owns parameters, in backward order, after
-                all extensions have run for it, and first of all with the loss module.
-            debug: Log what is computed where (logger ``curvserve.engine``).
-            retain_graph: Accepted for BackPACK's sake. The graph is kept or freed as the call
-                ``loss.backward(retain_graph=...)`` says; nothing here needs it kept.
-
-        Raises:
-            ValueError: An extension is a class instead of an instance, is no extension at all, or
-                two of them would write the same attribute.
-        """
-        for extension in extensions:
-            _check_instance(extension)
-        fields = [extension.savefield for extension in extensions]
-        for name in fields:
-            if fields.count(name) > 1:
-                raise ValueError(
-                    f"two extensions would both save to '{name}'; give each block only one of them"
-                )
-        self._request = Request(tuple(extensions), extension_hook, debug)
-
-    def __enter__(self) -> "backpack":
-        """Activates the extensions for this thread."""
-        self._before = _state()
-        _set(replace(self._before, request=self._request))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Restores the block around this one, and says so if nothing was computed in here."""
-        _set(self._before)
-        if self._request.served or not self._request.quantities:
-            return
-        hint = (
-            "no extended loss ran backward inside this backpack(...) block, so no extension was "
-            "computed: call extend(loss_function), and loss.backward() inside the block"
-        )
-        if error is not None:
-            error.add_note(hint)
-        else:
-            warnings.warn(hint, stacklevel=2)
-
-
-def _check_instance(extension: object) -> None:
-    if isinstance(extension, type):
-        raise ValueError(
-            f"{extension.__name__} is a class: instantiate it, as in "
-            f"backpack({extension.__name__}())"
-        )
-    if not isinstance(extension, Quantity):
-        raise ValueError(
-            f"{extension!r} is not an extension; see curvserve.engine.extensions for what there is"
-        )
+        restore(before)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from curvserve.engine.plan import Plan, plan
 from curvserve.engine.quantities import (
     QUANTITIES,
     GradientQuantity,
-    MonteCarlo,
     Quantity,
     Subsampled,
 )
@@ -116,7 +116,8 @@ def _resolve(quantities: Sequence[str | Quantity], mc_samples: int) -> dict[str,
             asked[name] = None
         elif name in QUANTITIES:
             kind = QUANTITIES[name]
-            asked[name] = kind(mc_samples) if issubclass(kind, MonteCarlo) else kind()
+            draws = "mc_samples" in signature(kind).parameters
+            asked[name] = kind(mc_samples=mc_samples) if draws else kind()  # type: ignore[call-arg]
         else:
             known = ", ".join([GRADIENT, *sorted(QUANTITIES)])
             raise ValueError(f"unknown quantity '{name}'; there are: {known}")

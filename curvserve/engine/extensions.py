@@ -1,13 +1,22 @@
 """The extensions under BackPACK's names: what ``with backpack(...)`` takes."""
 
 from curvserve.engine.quantities import (
+    EKFAC,
+    GGNMP,
+    HMP,
+    KFAC,
+    KFLR,
     BatchDiagGGNExact,
     BatchDiagGGNMC,
+    BatchDiagHessian,
     BatchGrad,
     BatchL2Grad,
     DiagEmpiricalFisher,
     DiagGGNExact,
     DiagGGNMC,
+    DiagHessian,
+    HutchinsonDiagonal,
+    HutchinsonTrace,
     SqrtGGNExact,
     SqrtGGNMC,
     SumGradSquared,
@@ -15,6 +24,15 @@ from curvserve.engine.quantities import (
 )
 
 __all__ = [
+    "KFAC",
+    "KFLR",
+    "EKFAC",
+    "DiagHessian",
+    "BatchDiagHessian",
+    "GGNMP",
+    "HMP",
+    "HutchinsonDiagonal",
+    "HutchinsonTrace",
     "BatchDiagGGNExact",
     "BatchDiagGGNMC",
     "BatchGrad",

@@ -10,7 +10,7 @@ from torch.utils.weak import WeakIdRef
 
 from curvserve.engine.recording import Call, calls_ending_at
 
-__all__ = ["Connection", "Graph", "RecordedCall", "Use", "read"]
+__all__ = ["Connection", "Graph", "RecordedCall", "Use", "nodes", "read"]
 
 
 @dataclass(eq=False)
@@ -61,12 +61,14 @@ class Graph:
         uses: The uses of parameters.
         connections: All connections between inner nodes.
         signature: Equal for graphs of equal structure, shapes and module states.
+        operations: The names of the kinds of nodes.
     """
 
     calls: list[RecordedCall]
     uses: list[Use]
     connections: list[Connection]
     signature: Hashable
+    operations: frozenset[str]
 
     def around(self, sequence: int) -> list[RecordedCall]:
         """The calls during which a node was made, innermost first."""
@@ -87,8 +89,11 @@ def read(root: Node) -> Graph:
     uses: list[Use] = []
     connections: list[Connection] = []
     shape: list[Hashable] = []
-    for node in _nodes(root):
-        shape.append(node.name())
+    operations: set[str] = set()
+    for node in nodes(root):
+        name = node.name()
+        shape.append(name)
+        operations.add(name)
         for call, index, number in calls_ending_at(node):
             recorded = calls.setdefault(call, RecordedCall(call))
             recorded.edges[index] = GradientEdge(node, number)
@@ -103,13 +108,13 @@ def read(root: Node) -> Graph:
             else:
                 connections.append(Connection(child, sequence))
     shape.extend(_state(recorded.call) for recorded in calls.values())
-    return Graph(list(calls.values()), uses, connections, tuple(shape))
+    return Graph(list(calls.values()), uses, connections, tuple(shape), frozenset(operations))
 
 
 _LEAF = "torch::autograd::AccumulateGrad"
 
 
-def _nodes(root: Node) -> Iterator[Node]:
+def nodes(root: Node) -> Iterator[Node]:
     """All inner nodes, each once, depth first."""
     stack, seen = [root], {root}
     while stack:

@@ -7,6 +7,18 @@ Hessian of the loss with respect to the outputs, both by ``torch.autograd.grad``
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+
+class PlainWeightNorm(TorchFunctionMode):
+    """Writes weight norm out: the second derivative of torch's own operation is wrong."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not torch._weight_norm:
+            return func(*args, **(kwargs or {}))
+        direction, length, axis = args
+        others = [i for i in range(direction.dim()) if i != axis]
+        return length * direction / direction.square().sum(others, keepdim=True).sqrt()
 
 
 def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -94,7 +106,7 @@ def hessian_blocks(
     model: nn.Module, loss: nn.Module, inputs: Tensor, targets: Tensor
 ) -> dict[str, Tensor]:
     """The Hessian of the loss for each parameter alone, ``[p.numel(), p.numel()]``."""
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), PlainWeightNorm():
         value = loss(outputs_of(model, inputs), targets)
         parameters = trained(model)
         found = {}

@@ -45,7 +45,20 @@ EXTENSIONS = {
     "diag_ggn_mc": lambda e: e.DiagGGNMC(),
     "diag_ggn_mc of three": lambda e: e.DiagGGNMC(mc_samples=3),
     "diag_ggn_exact": lambda e: e.DiagGGNExact(),
+    "batch_l2": lambda e: e.BatchL2Grad(),
+    "sum_grad_squared": lambda e: e.SumGradSquared(),
+    "variance": lambda e: e.Variance(),
+    "diag_ggn_exact_batch": lambda e: e.BatchDiagGGNExact(),
+    "diag_ggn_mc_batch of two": lambda e: e.BatchDiagGGNMC(mc_samples=2),
+    "sqrt_ggn_exact": lambda e: e.SqrtGGNExact(),
+    "sqrt_ggn_exact of some": lambda e: e.SqrtGGNExact(subsampling=[4, 0]),
+    "sqrt_ggn_mc of two": lambda e: e.SqrtGGNMC(mc_samples=2),
+    "kfac of two": lambda e: e.KFAC(mc_samples=2),
+    "kflr": lambda e: e.KFLR(),
+    "diag_h": lambda e: e.DiagHessian(),
+    "diag_h_batch": lambda e: e.BatchDiagHessian(),
 }
+PRODUCTS = {"ggnmp": lambda e: e.GGNMP(), "hmp": lambda e: e.HMP()}
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -75,13 +88,42 @@ def test_equal_to_rounding(
         their_loss(theirs(inputs), targets).backward()
 
     # The peer draws its normal variates with a deviation rounded to float32.
-    rounded = make_loss is squared_error and "mc" in extension
+    drawn = "mc" in extension or "kfac" in extension
+    rounded = make_loss is squared_error and drawn
     field = extension.split()[0]
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-        found, expected = getattr(p, field), getattr(q, field)
-        assert found.shape == expected.shape
-        error = float((found - expected).abs().max() / expected.abs().max())
-        assert error < (1e-7 if rounded else 1e-12)
+        pair = getattr(p, field), getattr(q, field)
+        factors = zip(*pair, strict=True) if isinstance(pair[0], list) else [pair]
+        for found, expected in factors:
+            assert found.shape == expected.shape
+            error = float((found - expected).abs().max() / expected.abs().max())
+            assert error < (1e-7 if rounded else 1e-12)
+
+
+@pytest.mark.parametrize("field", PRODUCTS)
+@pytest.mark.parametrize("make_loss", [cross_entropy, squared_error])
+@pytest.mark.parametrize("make_model", [seed_cnn, mlp])
+def test_products_equal_to_rounding(
+    field: str,
+    make_model: Callable[[], tuple[nn.Module, Tensor]],
+    make_loss: Callable[[str], tuple[nn.Module, Tensor]],
+) -> None:
+    torch.manual_seed(3)
+    model, inputs = make_model()
+    loss, targets = make_loss("mean")
+    model, inputs = model.double(), inputs.double()
+    targets = targets.double() if targets.is_floating_point() else targets
+    theirs, their_loss = peer.extend(copy.deepcopy(model)), peer.extend(copy.deepcopy(loss))
+    ours, our_loss = extend(model), extend(loss)
+    with backpack(PRODUCTS[field](extensions)):
+        our_loss(ours(inputs), targets).backward()
+    with peer.backpack(PRODUCTS[field](peer_extensions)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        their_loss(theirs(inputs), targets).backward()
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            vectors = torch.randn(2, *p.shape, dtype=p.dtype)
+            found, expected = getattr(p, field)(vectors), getattr(q, field)(vectors)
+            assert float((found - expected).abs().max() / expected.abs().max()) < 1e-11
 
 
 def test_the_seeds_script_runs_with_other_imports() -> None:

@@ -10,11 +10,20 @@ from curvserve.engine.layers.flatten import Flatten
 from curvserve.engine.layers.layer_norm import LayerNorm
 from curvserve.engine.layers.linear import Linear
 
-__all__ = ["RULES", "Flatten", "LayerRule", "find"]
+__all__ = ["RULES", "Flatten", "LayerRule", "find", "register"]
 
 RULES: dict[type[nn.Module], LayerRule] = {
     kind: rule for rule in (Linear(), Conv2d(), Embedding(), LayerNorm()) for kind in rule.kinds
 }
+
+
+def register(rule: LayerRule) -> None:
+    """Adds a layer kind: the rule is used for its ``kinds`` from now on.
+
+    Args:
+        rule: The rule; a kind that has one already gets this one.
+    """
+    RULES.update(dict.fromkeys(rule.kinds, rule))
 
 
 def find(module: nn.Module) -> LayerRule | None:

@@ -150,6 +150,30 @@ class LossAt:
         scaled: Tensor = gradient * self.scale
         return scaled
 
+    def hessian_product(self, vector: Tensor) -> Tensor:
+        """The product of the Hessian of the (scaled) loss with a vector, both like the outputs."""
+        with torch.enable_grad():
+            outputs = self.outputs.detach().requires_grad_()
+            value = self.module.forward(outputs, self.targets)
+            (gradient,) = torch.autograd.grad(value, outputs, create_graph=True)
+        if not gradient.requires_grad:
+            return torch.zeros_like(vector)
+        (product,) = torch.autograd.grad(gradient, outputs, vector, allow_unused=True)
+        return torch.zeros_like(vector) if product is None else product * self.scale
+
+    def hessian(self, order: Tensor) -> Tensor:
+        """The Hessian's block of every sample, ``[N, D, D]``.
+
+        Args:
+            order: For each sample the places of its D entries in the flattened outputs.
+        """
+        columns = []
+        for places in order.T:
+            unit = torch.zeros_like(self.outputs).flatten()
+            unit[places] = 1
+            columns.append(self.hessian_product(unit.view_as(self.outputs)).flatten()[order])
+        return torch.stack(columns, -1)
+
     def factor(self) -> Tensor:
         """By what the sum of the terms is multiplied: the scale over the norm."""
         norm = self.rule.norm(self.module, self.outputs, self.targets)

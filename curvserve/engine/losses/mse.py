@@ -33,5 +33,5 @@ class MSE(LossRule):
     def sampled(
         self, module: nn.Module, outputs: Tensor, targets: Tensor, count: int, draws: Draws
     ) -> Tensor:
-        """``2 (f - y)`` with y drawn from the normal distribution of variance 1/2 around f."""
-        return 2 * (outputs - draws.normal(outputs, 0.5**0.5, count))
+        """``2 (y - f)`` with y drawn from the normal distribution of variance 1/2 around f."""
+        return 2 * (draws.normal(outputs, 0.5**0.5, count) - outputs)

@@ -14,6 +14,10 @@ from curvserve.engine.quantities.diagonal import (
     DiagGGNExact,
     DiagGGNMC,
 )
+from curvserve.engine.quantities.hessian import BatchDiagHessian, DiagHessian
+from curvserve.engine.quantities.hutchinson import HutchinsonDiagonal, HutchinsonTrace
+from curvserve.engine.quantities.kronecker import EKFAC, KFAC, KFLR
+from curvserve.engine.quantities.matrix_products import GGNMP, HMP
 from curvserve.engine.quantities.per_sample import (
     BatchGrad,
     BatchL2Grad,
@@ -34,12 +38,30 @@ EXTENSIONS: tuple[type[Quantity], ...] = (
     SqrtGGNExact,
     SqrtGGNMC,
     DiagEmpiricalFisher,
+    DiagHessian,
+    BatchDiagHessian,
+    HutchinsonDiagonal,
+    HutchinsonTrace,
+    KFAC,
+    KFLR,
+    EKFAC,
+    GGNMP,
+    HMP,
 )
 
 # By name: those that can be made without options.
-QUANTITIES: dict[str, type[Quantity]] = {kind.savefield: kind for kind in EXTENSIONS}
+QUANTITIES: dict[str, type[Quantity]] = {kind().savefield: kind for kind in EXTENSIONS}
 
 __all__ = [
+    "KFAC",
+    "KFLR",
+    "EKFAC",
+    "DiagHessian",
+    "BatchDiagHessian",
+    "GGNMP",
+    "HMP",
+    "HutchinsonDiagonal",
+    "HutchinsonTrace",
     "EXTENSIONS",
     "QUANTITIES",
     "BatchDiagGGNExact",

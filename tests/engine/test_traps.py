@@ -1,0 +1,292 @@
+"""Each trap on the way to right numbers, by its name.
+
+Most are structures of the zoo, on which every quantity is held against brute force; here each is
+held once more against a model that is the same function written without the trap.
+"""
+
+import copy
+import gc
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
+
+from curvserve.engine import backpack, evaluate, extend
+from curvserve.engine.errors import EngineError, MixedSamplesError, NonFiniteError
+from curvserve.engine.extensions import (
+    KFLR,
+    BatchDiagGGNExact,
+    BatchGrad,
+    BatchL2Grad,
+    DiagGGNExact,
+    DiagGGNMC,
+    DiagHessian,
+    SqrtGGNExact,
+    SumGradSquared,
+    Variance,
+)
+from tests.engine.test_quantities import collected, largest_error, run
+from tests.engine.zoo import Case, Wrapped, classes, make
+
+FIELDS = ("grad_batch", "diag_ggn_exact", "diag_h")
+
+
+def quantities(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, dict[str, Tensor]]:
+    return evaluate(model, nn.CrossEntropyLoss(), x, y, FIELDS).quantities
+
+
+def assert_same(trapped: nn.Module, plain: nn.Module, x: Tensor, y: Tensor) -> None:
+    found, expected = quantities(trapped, x, y), quantities(plain, x, y)
+    for field in FIELDS:
+        first, second = list(found[field].values()), list(expected[field].values())
+        numbered = ({str(i): v for i, v in enumerate(values)} for values in (first, second))
+        assert largest_error(*numbered) < 1e-11
+
+
+def linear(inputs: int = 6, outputs: int = 6) -> nn.Linear:
+    return nn.Linear(inputs, outputs).double()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(5, 6).double()
+
+
+@pytest.fixture
+def y() -> Tensor:
+    return classes(5)
+
+
+def test_an_in_place_operation_after_a_layer(x: Tensor, y: Tensor) -> None:
+    first, last = linear(), linear(6, 4)
+    trapped = nn.Sequential(first, nn.SiLU(inplace=True), last)
+    plain = nn.Sequential(first, nn.SiLU(), last)
+    assert_same(trapped, plain, x, y)
+
+
+def test_a_functional_activation_in_forward(x: Tensor, y: Tensor) -> None:
+    first, last = linear(), linear(6, 4)
+    trapped = Wrapped(lambda m, x: m.last(F.gelu(m.first(x))), first=first, last=last)
+    assert_same(trapped, nn.Sequential(first, nn.GELU(), last), x, y)
+
+
+def test_activation_checkpointing(x: Tensor, y: Tensor) -> None:
+    first, last = nn.Sequential(linear(), nn.Tanh()), linear(6, 4)
+    trapped = Wrapped(
+        lambda m, x: m.last(checkpoint(m.first, x, use_reentrant=False)), first=first, last=last
+    )
+    assert_same(trapped, nn.Sequential(first, last), x, y)
+
+
+def test_samples_on_the_second_axis(y: Tensor) -> None:
+    x = torch.randn(5, 5, 6).double()  # as many steps as samples
+    body, head = linear(), linear(6, 4)
+    trapped = Wrapped(
+        lambda m, x: m.head(m.body(x.transpose(0, 1).contiguous()).tanh().sum(0)),
+        body=body, head=head,
+    )  # fmt: skip
+    plain = Wrapped(lambda m, x: m.head(m.body(x).tanh().sum(1)), body=body, head=head)
+    assert_same(trapped, plain, x, y)
+
+
+def test_tokens_folded_into_the_batch(y: Tensor) -> None:
+    x = torch.randn(5, 3, 6).double()
+    body, head = linear(), linear(6, 4)
+    trapped = Wrapped(
+        lambda m, x: m.head(m.body(x.flatten(0, 1)).tanh().unflatten(0, (5, 3)).sum(1)),
+        body=body, head=head,
+    )  # fmt: skip
+    plain = Wrapped(lambda m, x: m.head(m.body(x).tanh().sum(1)), body=body, head=head)
+    assert_same(trapped, plain, x, y)
+
+
+def test_a_parameter_used_by_a_function(x: Tensor, y: Tensor) -> None:
+    body, head = linear(), linear(6, 4)
+    trapped = Wrapped(
+        lambda m, x: m.head(F.linear(x, m.body.weight, m.body.bias).tanh()), body=body, head=head
+    )
+    assert_same(trapped, nn.Sequential(body, nn.Tanh(), head), x, y)
+
+
+def test_a_bare_parameter_on_a_container(x: Tensor, y: Tensor) -> None:
+    class Own(nn.Module):
+        def __init__(self, like: nn.Linear) -> None:
+            super().__init__()
+            self.weight, self.bias = like.weight, like.bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x @ self.weight.T + self.bias).tanh()
+
+    body, head = linear(), linear(6, 4)
+    assert_same(nn.Sequential(Own(body), head), nn.Sequential(body, nn.Tanh(), head), x, y)
+
+
+def test_a_module_called_twice_and_tied_weights(x: Tensor, y: Tensor) -> None:
+    shared, twin, head = linear(), linear(), linear(6, 4)
+    twin.weight, twin.bias = shared.weight, shared.bias
+    trapped = nn.Sequential(shared, nn.Tanh(), shared, head)
+    tied = nn.Sequential(shared, nn.Tanh(), twin, head)
+    functional = Wrapped(
+        lambda m, x: m.head(F.linear(m.body(x).tanh(), m.body.weight, m.body.bias)),
+        body=shared, head=head,
+    )  # fmt: skip
+    assert_same(trapped, functional, x, y)
+    assert_same(tied, functional, x, y)
+
+
+def test_parametrizations(x: Tensor, y: Tensor) -> None:
+    normed = parametrizations.weight_norm(linear())
+    normed.parametrizations.weight.original0.data *= 1.5
+    norm, direction = (p.detach().clone() for p in normed.parametrizations.weight.parameters())
+
+    class Explicit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(normed.bias.detach().clone())
+            self.norm, self.direction = nn.Parameter(norm), nn.Parameter(direction)
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.norm * self.direction / self.direction.norm(dim=1, keepdim=True)
+            return x @ weight.T + self.bias
+
+    head = linear(6, 4)
+    assert_same(
+        nn.Sequential(normed, nn.Tanh(), head), nn.Sequential(Explicit(), nn.Tanh(), head), x, y
+    )
+
+
+def test_two_forward_passes_before_one_backward(x: Tensor, y: Tensor) -> None:
+    model, loss = extend(nn.Sequential(linear(), nn.Tanh(), linear(6, 4))), nn.CrossEntropyLoss()
+    extend(loss)
+    first, second = loss(model(x), y), loss(model(2 * x), y)
+    found = []
+    for value in (first, second):
+        with backpack(DiagHessian()):
+            value.backward()
+        found.append({n: p.diag_h for n, p in model.named_parameters()})
+    for inputs, diagonal in zip((x, 2 * x), found, strict=True):
+        assert largest_error(diagonal, quantities(model, inputs, y)["diag_h"]) < 1e-12
+
+
+def test_autocast(x: Tensor, y: Tensor) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+    extensions = [BatchGrad(), BatchL2Grad(), SumGradSquared(), DiagGGNExact(), SqrtGGNExact()]
+    half, full = (Case(copy.deepcopy(model), x.float(), y, nn.CrossEntropyLoss()) for _ in range(2))
+    run(full, *extensions)
+    extend(half.model), extend(half.loss)
+    with backpack(*extensions):
+        with torch.autocast("cpu", torch.bfloat16):
+            value = half.loss(half.model(half.inputs), half.targets)
+        value.backward()
+    for extension in extensions:
+        field = extension.savefield
+        found, expected = collected(half, field), collected(full, field)
+        error = largest_error({k: v.float() for k, v in found.items()}, expected)
+        assert error < 0.1  # bfloat16 has eight bits
+
+
+def test_samples_mixed_by_a_norm_in_training_mode(x: Tensor, y: Tensor) -> None:
+    model = extend(nn.Sequential(linear(), nn.BatchNorm1d(6).double(), linear(6, 4)))
+    loss = extend(nn.CrossEntropyLoss())
+    for extension in (BatchL2Grad(), Variance(), KFLR(), DiagHessian(), SqrtGGNExact()):
+        with pytest.raises(MixedSamplesError, match="training mode"), backpack(extension):
+            loss(model(x), y).backward()
+        assert all(not hasattr(p, extension.savefield) for p in model.parameters())
+
+
+def test_outputs_that_are_not_finite(x: Tensor, y: Tensor) -> None:
+    model, loss = extend(linear(6, 4)), extend(nn.CrossEntropyLoss())
+    for extension in (DiagGGNMC(), KFLR(), DiagHessian(), Variance()):
+        with pytest.raises(NonFiniteError), backpack(extension):
+            loss(model(x / 0), y).backward()
+        assert not hasattr(model.weight, extension.savefield)
+
+
+def test_an_operation_that_cannot_be_differentiated_twice(x: Tensor, y: Tensor) -> None:
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x.sin()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: object, gradient: Tensor) -> Tensor:
+            return gradient * ctx.saved_tensors[0].cos()
+
+    model = extend(Wrapped(lambda m, x: m.b(Once.apply(m.a(x))), a=linear(), b=linear(6, 4)))
+    loss = extend(nn.CrossEntropyLoss())
+    with pytest.raises(EngineError, match="differentiated twice"), backpack(DiagHessian()):
+        loss(model(x), y).backward()
+    assert all(not hasattr(p, "diag_h") for p in model.parameters())
+    with backpack(DiagGGNExact()):
+        loss(model(x), y).backward()
+
+
+def test_a_global_context_is_not_thread_safe() -> None:
+    """Eight threads, eight models, eight extensions: the numbers of each alone."""
+    work = {
+        "mlp": DiagHessian(),
+        "seed_cnn": KFLR(),
+        "residual_with_inplace_relu": DiagGGNExact(),
+        "transformer_encoder": BatchDiagGGNExact(),
+        "language_model": BatchGrad(),
+        "tied_weights": SqrtGGNExact(),
+        "recurrent": Variance(),
+        "weight_norm": BatchL2Grad(),
+    }
+    cases = {name: make(name) for name in work}
+    alone = {}
+    for name, extension in work.items():
+        run(make_again := make(name), extension)
+        alone[name] = collected(make_again, extension.savefield)
+    start, errors = threading.Barrier(len(work)), []
+
+    def go(name: str) -> None:
+        start.wait()
+        for _ in range(4):
+            run(cases[name], work[name])
+            found = collected(cases[name], work[name].savefield)
+            for key, expected in alone[name].items():
+                pairs = zip(found[key], expected, strict=True)
+                errors.extend(float((a - b).abs().max()) for a, b in pairs)
+
+    threads = [threading.Thread(target=go, args=(name,)) for name in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    passes = 4 * sum(len(v) for values in alone.values() for v in values.values())
+    assert len(errors) == passes
+    assert max(errors) < 1e-11
+
+
+@pytest.mark.parametrize("extension", [KFLR(), DiagHessian(), Variance(), SqrtGGNExact()])
+def test_a_closure_that_holds_the_loss_would_leak(extension: object) -> None:
+    model = extend(nn.Sequential(linear(), nn.Tanh(), linear(6, 4)))
+    loss = extend(nn.CrossEntropyLoss())
+    x, y = torch.randn(3, 6).double(), classes(3)
+
+    def step() -> None:
+        with backpack(extension):
+            loss(model(x), y).backward()
+
+    def live() -> int:
+        gc.collect()
+        return sum(1 for o in gc.get_objects() if issubclass(type(o), Tensor))
+
+    for _ in range(3):
+        step()
+    before = live()
+    for _ in range(50):
+        step()
+    assert live() <= before
