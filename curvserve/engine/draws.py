@@ -1,10 +1,11 @@
 """Where the random numbers of the Monte-Carlo factors come from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Normal
+from torch.distributions import Binomial, Categorical, Distribution, Normal
 
 __all__ = ["GlobalDraws", "SeededDraws"]
 
@@ -21,6 +22,23 @@ class GlobalDraws:
         """See :class:`curvserve.engine.losses.Draws`."""
         scale = torch.full_like(mean, deviation)
         drawn: Tensor = Normal(mean, scale, validate_args=False).sample((count,))
+        return drawn
+
+    def binary(self, probabilities: Tensor, count: int) -> Tensor:
+        """See :class:`curvserve.engine.losses.Draws`."""
+        drawn: Tensor = Binomial(probs=probabilities, validate_args=False).sample((count,))
+        return drawn
+
+    def signs(self, columns: int, like: Tensor, count: int) -> Tensor:
+        """See :class:`curvserve.engine.losses.Draws`."""
+        bits = torch.randint(2, (count, columns, *like.shape), device=like.device)
+        return (2 * bits - 1).to(like.dtype)
+
+    def targets(
+        self, distribution: Callable[[Tensor], Distribution], outputs: Tensor, count: int
+    ) -> Tensor:
+        """See :class:`curvserve.engine.losses.Draws`."""
+        drawn: Tensor = distribution(outputs).sample((count,))
         return drawn
 
 
@@ -64,6 +82,36 @@ class SeededDraws:
             (count, self.total, *mean.shape[1:]), generator=self._generator, dtype=torch.float64
         )
         return mean + deviation * self._part(noise, mean).to(mean.dtype)
+
+    def binary(self, probabilities: Tensor, count: int) -> Tensor:
+        """See :class:`curvserve.engine.losses.Draws`; one where a uniform number is below."""
+        shape = (count, self.total, *probabilities.shape[1:])
+        uniform = torch.rand(shape, generator=self._generator, dtype=torch.float64)
+        return (self._part(uniform, probabilities) < probabilities).to(probabilities.dtype)
+
+    def signs(self, columns: int, like: Tensor, count: int) -> Tensor:
+        """See :class:`curvserve.engine.losses.Draws`."""
+        shape = (count, self.total, columns, *like.shape[1:])
+        bits = torch.randint(2, shape, generator=self._generator)
+        return (2 * self._part(bits, like) - 1).to(like.dtype).movedim(2, 1)
+
+    def targets(
+        self, distribution: Callable[[Tensor], Distribution], outputs: Tensor, count: int
+    ) -> Tensor:
+        """See :class:`curvserve.engine.losses.Draws`.
+
+        Distributions take no generator, so torch's own is seeded anew for every line, and put
+        back afterwards.
+        """
+        seeds = torch.randint(2**62, (self.total,), generator=self._generator).tolist()
+        drawn = []
+        with torch.random.fork_rng():
+            for line, seed in zip(
+                outputs.split(1), seeds[self.offset : self.offset + len(outputs)], strict=True
+            ):
+                torch.manual_seed(seed)
+                drawn.append(distribution(line).sample((count,)))
+        return torch.cat(drawn, 1)
 
     def _part(self, numbers: Tensor, like: Tensor) -> Tensor:
         return numbers[:, self.offset : self.offset + len(like)].to(like.device)

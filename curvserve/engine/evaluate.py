@@ -94,10 +94,7 @@ def evaluate(
             raise ValueError(f"{quantity!r}: subsampling and chunk cannot be combined")
     rule = losses.find(loss)
     if rule is None:
-        known = ", ".join(sorted(kind.__name__ for kind in losses.RULES))
-        raise UnsupportedLossError(
-            f"{type(loss).__name__} has no curvature rule; losses that have: {known}"
-        )
+        raise UnsupportedLossError(losses.refusal(loss))
     with nullcontext() if is_attached(model) else attached(model):
         parts = list(_parts(model, loss, rule, inputs, targets, asked, seed, chunk))
     return _merge(parts, asked)

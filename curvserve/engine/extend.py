@@ -2,9 +2,10 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from inspect import signature
 from typing import Any, TypeVar
-from weakref import ref
+from weakref import WeakMethod, ref
 
 import torch
 from torch import Tensor, nn
@@ -54,14 +55,11 @@ def extend(module: ModuleT, debug: bool = False, use_converter: bool = False) ->
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"extend takes a torch.nn.Module, got {type(module).__name__}")
-    for inner in module.modules():
-        if losses.find(inner) is None and isinstance(inner, nn.modules.loss._Loss):
-            known = ", ".join(sorted(kind.__name__ for kind in losses.RULES))
-            raise UnsupportedLossError(
-                f"{type(inner).__name__} has no curvature rule; losses that have: {known}"
-            )
-        if losses.find(inner) is not None and _after_loss not in inner._forward_hooks.values():
-            inner.register_forward_hook(_after_loss)
+    for inner in _losses(module):
+        if losses.find(inner) is None:
+            raise UnsupportedLossError(losses.refusal(inner))
+        if _after_loss not in inner._forward_hooks.values():
+            inner.register_forward_hook(_after_loss, with_kwargs=True)
     record_module(module)
     watch(module)
     if debug:
@@ -69,25 +67,38 @@ def extend(module: ModuleT, debug: bool = False, use_converter: bool = False) ->
     return module
 
 
-def _after_loss(module: nn.Module, args: tuple[Any, ...], loss: Tensor) -> None:
+def _losses(module: nn.Module) -> Iterator[nn.Module]:
+    """The losses in a module; those that another loss is made of are a part of it."""
+    if losses.is_loss(module):
+        yield module
+    else:
+        for child in module.children():
+            yield from _losses(child)
+
+
+def _after_loss(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Tensor
+) -> None:
     """Lets the loss call back when backward reaches it.
 
     The hook must not hold the loss itself: that would be a cycle through the graph.
     """
     if not torch.is_grad_enabled() or not context.recording() or loss.grad_fn is None:
         return
-    outputs, targets = args[0], args[1]
+    outputs, *rest = signature(module.forward).bind(*args, **kwargs).arguments.values()
     if outputs.grad_fn is None:
         return
     edge = GradientEdge(outputs.grad_fn, outputs.output_nr)
-    values, answers = outputs.detach(), targets.detach()
-    rule = losses.find(module)
+    moving = any(isinstance(r, Tensor) and r.requires_grad for r in rest)
+    answers = [r.detach() if isinstance(r, Tensor) else r for r in rest]
+    targets = answers[0] if len(answers) == 1 else tuple(answers)
+    values, rule = outputs.detach(), losses.find(module)
     assert rule is not None
 
     def reached(gradient: Tensor) -> None:
         request = context.current()
         if request is not None:
-            _Backward(request, module, rule, edge, values, answers).run(gradient)
+            _Backward(request, module, rule, edge, values, targets, moving).run(gradient)
 
     loss.register_hook(reached)
 
@@ -102,8 +113,10 @@ class _Backward:
         rule: LossRule,
         edge: GradientEdge,
         outputs: Tensor,
-        targets: Tensor,
+        targets: Any,
+        moving: bool,
     ) -> None:
+        self._moving = moving
         self._request, self._module, self._rule = request, module, rule
         self._edge, self._outputs, self._targets = edge, outputs, targets
 
@@ -120,6 +133,12 @@ class _Backward:
 
     def _run(self, task: "_Task", gradient: Tensor) -> None:
         losses.check(self._rule, self._module, self._outputs, self._targets)
+        if self._moving:
+            raise UnsupportedLossError(
+                f"an argument of {type(self._module).__name__} beside the output requires a "
+                "gradient, and its curvature is not in the rule: detach it, or use "
+                "curvserve.engine.losses.Likelihood on one output that holds both"
+            )
         graph = read(self._edge.node)
         found = plan(graph, self._edge, self._outputs)
         at = Pass(graph, found, self._edge, self._loss(gradient, found), GlobalDraws())
@@ -215,7 +234,10 @@ class _Task:
     def watch(self, graph: Graph, found: Plan, quantities: Sequence[GradientQuantity]) -> None:
         """Sets the hooks for what is made of the gradient."""
         if self._first is None:
-            self._first = FirstOrder(quantities, self._done, self.clear)
+            # Weakly, or task and hooks would keep each other, and the graph, until they are
+            # collected.
+            done, failed = WeakMethod(self._done), WeakMethod(self.clear)
+            self._first = FirstOrder(quantities, _weakly(done), _weakly(failed))
         self._owners.watch(graph, found)
         self._first.watch(graph, found)
 
@@ -243,6 +265,15 @@ class _Task:
             "backward ended before it reached every layer (was it called with inputs=...?), so "
             "the extensions could not be completed; nothing was stored"
         )
+
+
+def _weakly(method: WeakMethod[Callable[..., None]]) -> Callable[..., None]:
+    def call(*arguments: Any) -> None:
+        bound = method()
+        if bound is not None:
+            bound(*arguments)
+
+    return call
 
 
 class _Owners:

@@ -62,6 +62,7 @@ class Graph:
         connections: All connections between inner nodes.
         signature: Equal for graphs of equal structure, shapes and module states.
         operations: The names of the kinds of nodes.
+        root: The node that the traversal began at.
     """
 
     calls: list[RecordedCall]
@@ -69,6 +70,7 @@ class Graph:
     connections: list[Connection]
     signature: Hashable
     operations: frozenset[str]
+    root: Node
 
     def around(self, sequence: int) -> list[RecordedCall]:
         """The calls during which a node was made, innermost first."""
@@ -108,7 +110,7 @@ def read(root: Node) -> Graph:
             else:
                 connections.append(Connection(child, sequence))
     shape.extend(_state(recorded.call) for recorded in calls.values())
-    return Graph(list(calls.values()), uses, connections, tuple(shape), frozenset(operations))
+    return Graph(list(calls.values()), uses, connections, tuple(shape), frozenset(operations), root)
 
 
 _LEAF = "torch::autograd::AccumulateGrad"

@@ -97,7 +97,10 @@ def parts(
     if not cotangents:
         return {}
     if isinstance(account.way, Replay):
-        replayed = _Replayed(account.way, call, account.names, cotangents)
+        own = {i: s for i, s in cotangents.items() if i in account.way.outputs}
+        if not own:
+            return {}
+        replayed = _Replayed(account.way, call, account.names, own)
         return {p: _ReplayPart(replayed, name) for name, p in parameters.items()}
     s = account.layout.samples_first(cotangents[0], samples)
     a = account.layout.samples_first(call.tensors()[0], samples)

@@ -25,6 +25,7 @@ from curvserve.engine.errors import (
 )
 from curvserve.engine.graph import Graph, RecordedCall
 from curvserve.engine.layers.generic import Replay, replay
+from curvserve.engine.layers.recurrent import RecurrentReplay
 from curvserve.engine.samples import Layout, locate
 
 __all__ = ["Account", "Plan", "plan", "watch"]
@@ -209,8 +210,11 @@ class _Accounting:
         if self._leaks(recorded, parameter):
             return {}
         if recorded not in self._replays:
-            outputs = {i: lay for i, lay in self._layouts[recorded].items() if lay is not None}
-            self._replays[recorded] = replay(recorded.call, outputs, self._samples)
+            outputs = self._outputs(recorded)
+            if outputs is None:
+                return {}
+            kind = RecurrentReplay if isinstance(module, nn.RNNBase) else Replay
+            self._replays[recorded] = replay(recorded.call, outputs, self._samples, kind)
         found = self._replays[recorded]
         return {} if found is None else {recorded: found}
 
@@ -225,6 +229,31 @@ class _Accounting:
                 if not any(c in siblings for c in self._graph.around(consumer)):
                     return {}
         return dict.fromkeys(siblings, rule)
+
+    def _outputs(self, recorded: RecordedCall) -> dict[int, Layout] | None:
+        """The results of a call that are used outside of it, with their layouts.
+
+        The cotangent that arrives at a result holds what comes from outside and, where the call
+        itself goes on from that result to another (the cell state of an LSTM cell), what comes
+        from that one too. A result that is only used inside is none. None if one is used both
+        ways: then the cotangent from outside is not to be had.
+        """
+        outputs: dict[int, Layout] = {}
+        for index, edge in recorded.edges.items():
+            consumers = [
+                recorded.call.encloses(c.consumer)
+                for c in self._graph.connections
+                if c.producer is edge.node
+            ]
+            made_inside = recorded.call.encloses(edge.node._sequence_nr())
+            inside = made_inside and any(consumers)
+            outside = not all(consumers) or edge.node is self._graph.root
+            if inside and outside:
+                return None
+            layout = self._layouts[recorded][index]
+            if not inside and layout is not None:
+                outputs[index] = layout
+        return outputs
 
     def _leaks(self, recorded: RecordedCall, parameter: Tensor) -> list[int]:
         """Where something made of the parameter leaves the call by another way than its results."""

@@ -27,7 +27,7 @@ _KEY = "curvserve.calls"
 _order = itertools.count()
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Call:
     """One call of a module, as far as it is needed to go back through it.
 

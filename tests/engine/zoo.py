@@ -462,3 +462,39 @@ def checkpointed() -> Case:
         head=nn.Linear(8, 4),
     )
     return Case(model, torch.randn(5, 6), classes(5), nn.CrossEntropyLoss())
+
+
+@case
+def cell_state_used_inside_and_out() -> Case:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        state = None
+        for step in x.unbind(1):
+            state = m.cell(step, state)
+        return m.head(state[0])
+
+    model = Wrapped(forward, cell=nn.LSTMCell(4, 3), head=nn.Linear(3, 4))
+    return Case(model, torch.randn(3, 3, 4), classes(3), nn.CrossEntropyLoss())
+
+
+@case
+def result_made_of_another_result() -> Case:
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Parameter(torch.randn(6, 5)), nn.Parameter(torch.randn(5))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            hidden = (x @ self.first).tanh()
+            return hidden, (hidden * self.second).sin()
+
+    class Model(nn.Module):
+        def __init__(self, both: bool) -> None:
+            super().__init__()
+            self.body, self.head, self.both = Body(), nn.Linear(5, 4), both
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden, last = self.body(x)
+            return self.head(last + hidden if self.both else last)
+
+    model = nn.Sequential(Model(True), nn.Tanh(), nn.Linear(4, 6), Model(False))
+    return Case(model, torch.randn(5, 6), classes(5), nn.CrossEntropyLoss())

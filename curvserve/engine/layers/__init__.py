@@ -4,16 +4,20 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from curvserve.engine.layers.base import LayerRule
-from curvserve.engine.layers.conv2d import Conv2d
+from curvserve.engine.layers.batch_norm import BatchNorm
+from curvserve.engine.layers.conv import Conv
 from curvserve.engine.layers.embedding import Embedding
 from curvserve.engine.layers.flatten import Flatten
 from curvserve.engine.layers.layer_norm import LayerNorm
 from curvserve.engine.layers.linear import Linear
+from curvserve.engine.layers.rms_norm import RMSNorm
 
 __all__ = ["RULES", "Flatten", "LayerRule", "find", "register"]
 
 RULES: dict[type[nn.Module], LayerRule] = {
-    kind: rule for rule in (Linear(), Conv2d(), Embedding(), LayerNorm()) for kind in rule.kinds
+    kind: rule
+    for rule in (Linear(), Conv(), Embedding(), LayerNorm(), RMSNorm(), BatchNorm())
+    for kind in rule.kinds
 }
 
 
@@ -37,5 +41,5 @@ def find(module: nn.Module) -> LayerRule | None:
     for kind in type(module).__mro__:
         if kind in RULES:
             same = type(module).forward is kind.forward
-            return RULES[kind] if same else None
+            return RULES[kind] if same and RULES[kind].covers(module) else None
     return None

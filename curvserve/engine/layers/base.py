@@ -71,6 +71,10 @@ class LayerRule(ABC):
         """
         return None
 
+    def covers(self, module: nn.Module) -> bool:
+        """Whether the rule is right for this very module, in its present mode."""
+        return True
+
     def objection(self, module: nn.Module) -> str | None:
         """Why nothing can be computed for this very module, if so."""
         return None

@@ -131,7 +131,9 @@ class Replay:
                 )
 
 
-def replay(call: Call, outputs: dict[int, Layout], samples: int) -> Replay | None:
+def replay(
+    call: Call, outputs: dict[int, Layout], samples: int, kind: type[Replay] = Replay
+) -> Replay | None:
     """Finds how the arguments of a call are cut into samples.
 
     Each tensor may lie like the output, along any axis of the right size, or be shared; the first
@@ -141,6 +143,7 @@ def replay(call: Call, outputs: dict[int, Layout], samples: int) -> Replay | Non
         call: The call.
         outputs: The layouts of its results.
         samples: The number of samples.
+        kind: What to make; a subclass may know better how to replay its kind of module.
 
     Returns:
         The way to replay it, or None if there is none.
@@ -150,7 +153,7 @@ def replay(call: Call, outputs: dict[int, Layout], samples: int) -> Replay | Non
     likely = next(iter(outputs.values()))
     options = [list(_guesses(t, likely, samples)) for t in call.tensors()]
     for inputs in product(*options):
-        attempt = Replay(tuple(inputs), outputs, samples)
+        attempt = kind(tuple(inputs), outputs, samples)
         if attempt.agrees(call):
             return attempt
     return None

@@ -7,16 +7,18 @@ Adding a loss is adding one file beside this one and naming it in ``__init__``.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from curvserve.engine.errors import NonFiniteError, UnsupportedLossError
 from curvserve.engine.samples import Layout
 
-__all__ = ["Draws", "LossAt", "LossRule", "check"]
+__all__ = ["Draws", "LossAt", "LossRule", "check", "value_of"]
 
 
 class Draws(Protocol):
@@ -27,6 +29,17 @@ class Draws(Protocol):
 
     def normal(self, mean: Tensor, deviation: float, count: int) -> Tensor:
         """Draws ``count`` normal variates around each element of ``mean``."""
+
+    def binary(self, probabilities: Tensor, count: int) -> Tensor:
+        """Draws ``count`` zeros and ones for each element of ``probabilities``."""
+
+    def signs(self, columns: int, like: Tensor, count: int) -> Tensor:
+        """Draws ``[count, columns, *like.shape]`` signs, +1 or -1, in the type of ``like``."""
+
+    def targets(
+        self, distribution: Callable[[Tensor], Distribution], outputs: Tensor, count: int
+    ) -> Tensor:
+        """Draws ``count`` targets of the distribution that a line of ``outputs`` stands for."""
 
 
 class LossRule(ABC):
@@ -42,11 +55,11 @@ class LossRule(ABC):
     is_hessian: ClassVar[bool] = True
 
     @abstractmethod
-    def norm(self, module: nn.Module, outputs: Tensor, targets: Tensor) -> Tensor | float:
+    def norm(self, module: nn.Module, outputs: Tensor, targets: Any) -> Tensor | float:
         """What the sum over the terms is divided by, 1 for ``reduction='sum'``."""
 
     @abstractmethod
-    def exact(self, module: nn.Module, outputs: Tensor, targets: Tensor) -> Tensor:
+    def exact(self, module: nn.Module, outputs: Tensor, targets: Any) -> Tensor:
         """The square root of every term's Hessian, side by side.
 
         Returns:
@@ -54,24 +67,30 @@ class LossRule(ABC):
             share an entry of the first axis; :class:`LossAt` takes them apart.
         """
 
-    @abstractmethod
     def sampled(
-        self, module: nn.Module, outputs: Tensor, targets: Tensor, count: int, draws: Draws
+        self, module: nn.Module, outputs: Tensor, targets: Any, count: int, draws: Draws
     ) -> Tensor:
         """Estimates of the same square root, ``[count, *outputs.shape]``.
 
         The terms are independent and their draws have mean zero, so they need not be taken apart.
+        The default adds up the exact columns with random signs, ``sum_v e_v S_v``, of which
+        ``E[s s^T] = S S^T`` for any loss.
         """
+        columns = self.exact(module, outputs, targets)
+        terms = outputs
+        for axis in self.term_axes(outputs):
+            terms = terms.narrow(axis, 0, 1)
+        return (draws.signs(len(columns), terms, count) * columns).sum(1)
 
-    def term_axis(self, outputs: Tensor) -> int | None:
-        """The axis of the output along which one term reads, None if it reads one element."""
-        return None
+    def term_axes(self, outputs: Tensor) -> tuple[int, ...]:
+        """The axes of the output along which one term reads, none if it reads one element."""
+        return ()
 
-    def check(self, module: nn.Module, outputs: Tensor, targets: Tensor) -> None:  # noqa: B027
+    def check(self, module: nn.Module, outputs: Tensor, targets: Any) -> None:  # noqa: B027
         """Raises for options that the rule does not cover."""
 
 
-def check(rule: LossRule, module: nn.Module, outputs: Tensor, targets: Tensor) -> None:
+def check(rule: LossRule, module: nn.Module, outputs: Tensor, targets: Any) -> None:
     """Raises what the rule and the values of the output ask for, before anything is computed.
 
     Args:
@@ -84,9 +103,10 @@ def check(rule: LossRule, module: nn.Module, outputs: Tensor, targets: Tensor) -
         UnsupportedLossError: The loss is not reduced, or has an option without a rule.
         NonFiniteError: The output holds NaN or infinity.
     """
-    if module.reduction not in ("mean", "sum"):
+    reduction = getattr(module, "reduction", None)
+    if reduction not in ("mean", "sum"):
         raise UnsupportedLossError(
-            f"{type(module).__name__} has reduction='{module.reduction}'; the extensions need "
+            f"{type(module).__name__} has reduction={reduction!r}; the extensions need "
             "'mean' or 'sum'"
         )
     rule.check(module, outputs, targets)
@@ -97,6 +117,13 @@ def check(rule: LossRule, module: nn.Module, outputs: Tensor, targets: Tensor) -
         )
 
 
+def value_of(module: nn.Module, outputs: Tensor, targets: Any) -> Tensor:
+    """The loss itself. Not by a call: nobody's hooks on the loss are to run for it."""
+    rest = targets if isinstance(targets, tuple) else (targets,)
+    value: Tensor = module.forward(outputs, *rest)
+    return value
+
+
 @dataclass(frozen=True)
 class LossAt:
     """A loss at given outputs and targets, with the curvature that it has there.
@@ -105,7 +132,7 @@ class LossAt:
         rule: The rule of the loss.
         module: The loss module.
         outputs: The model's output, detached.
-        targets: The targets.
+        targets: The other argument of the loss, or a tuple of them where there are more.
         scale: A factor on the loss (that of ``(c * loss).backward()``, or of a part of a batch).
         layout: Where the samples lie in the output.
         samples: Their number N.
@@ -114,7 +141,7 @@ class LossAt:
     rule: LossRule
     module: nn.Module
     outputs: Tensor
-    targets: Tensor
+    targets: Any
     scale: float | Tensor
     layout: Layout
     samples: int
@@ -144,8 +171,7 @@ class LossAt:
         """The gradient of the (scaled) loss with respect to the outputs, of their shape."""
         with torch.enable_grad():
             outputs = self.outputs.detach().requires_grad_()
-            # Not by a call: nobody's hooks on the loss are to run for it.
-            value = self.module.forward(outputs, self.targets)
+            value = value_of(self.module, outputs, self.targets)
             (gradient,) = torch.autograd.grad(value, outputs)
         scaled: Tensor = gradient * self.scale
         return scaled
@@ -154,7 +180,7 @@ class LossAt:
         """The product of the Hessian of the (scaled) loss with a vector, both like the outputs."""
         with torch.enable_grad():
             outputs = self.outputs.detach().requires_grad_()
-            value = self.module.forward(outputs, self.targets)
+            value = value_of(self.module, outputs, self.targets)
             (gradient,) = torch.autograd.grad(value, outputs, create_graph=True)
         if not gradient.requires_grad:
             return torch.zeros_like(vector)
@@ -187,8 +213,7 @@ class LossAt:
     def _term_masks(self) -> list[Tensor]:
         """Masks that each keep one term of every sample, together all terms."""
         shape = list(self.outputs.shape)
-        axis = self.rule.term_axis(self.outputs)
-        if axis is not None:
+        for axis in self.rule.term_axes(self.outputs):
             shape[axis] = 1
         numbers = torch.arange(int(torch.Size(shape).numel())).reshape(shape)
         terms = self.layout.samples_first(numbers, self.samples).reshape(self.samples, -1)

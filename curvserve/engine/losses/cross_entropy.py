@@ -1,5 +1,7 @@
 """``nn.CrossEntropyLoss`` with every option and any number of extra axes."""
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,30 +20,29 @@ class CrossEntropy(LossRule):
     probabilities as targets.
     """
 
-    kinds = (nn.CrossEntropyLoss,)
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.CrossEntropyLoss,)
 
-    def term_axis(self, outputs: Tensor) -> int:
+    def term_axes(self, outputs: Tensor) -> tuple[int, ...]:
         """The class axis."""
-        return 1
+        return (1,)
 
-    def check(self, module: nn.Module, outputs: Tensor, targets: Tensor) -> None:
+    def check(self, module: Any, outputs: Tensor, targets: Tensor) -> None:
         """Refuses a single sample without a batch axis."""
         if outputs.dim() < 2:
             raise UnsupportedLossError(
-                f"CrossEntropyLoss needs an output [N, C, ...], got {tuple(outputs.shape)}: give "
-                "a single sample a batch axis of size 1"
+                f"{type(module).__name__} needs an output [N, C, ...], got "
+                f"{tuple(outputs.shape)}: give a single sample a batch axis of size 1"
             )
 
-    def norm(self, module: nn.Module, outputs: Tensor, targets: Tensor) -> Tensor | float:
+    def norm(self, module: Any, outputs: Tensor, targets: Tensor) -> Tensor | float:
         """The number of positions, or for class targets the sum of their classes' weights."""
-        assert isinstance(module, nn.CrossEntropyLoss)
         if module.reduction == "sum":
             return 1.0
         if targets.is_floating_point():
             return float(outputs.numel() // outputs.shape[1])
         return _class_weights(module, outputs, targets).sum()
 
-    def exact(self, module: nn.Module, outputs: Tensor, targets: Tensor) -> Tensor:
+    def exact(self, module: Any, outputs: Tensor, targets: Tensor) -> Tensor:
         """Column v is ``sqrt(c p_v) (e_v - p)``."""
         probabilities = outputs.softmax(1).movedim(1, -1)
         root = probabilities.sqrt()
@@ -50,7 +51,7 @@ class CrossEntropy(LossRule):
         return columns * _coefficients(module, outputs, targets).sqrt()
 
     def sampled(
-        self, module: nn.Module, outputs: Tensor, targets: Tensor, count: int, draws: Draws
+        self, module: Any, outputs: Tensor, targets: Tensor, count: int, draws: Draws
     ) -> Tensor:
         """``sqrt(c) (p - e_y)`` with y drawn from p."""
         probabilities = outputs.softmax(1).movedim(1, -1)
@@ -59,22 +60,24 @@ class CrossEntropy(LossRule):
         return columns * _coefficients(module, outputs, targets).sqrt()
 
 
-def _class_weights(module: nn.CrossEntropyLoss, outputs: Tensor, targets: Tensor) -> Tensor:
+def _class_weights(module: Any, outputs: Tensor, targets: Tensor) -> Tensor:
     """The weight of each position's class, 0 where the position is ignored."""
     counted = targets != module.ignore_index
     if module.weight is None:
-        return counted.to(outputs.dtype)
-    return module.weight[targets.where(counted, 0)] * counted
+        plain: Tensor = counted.to(outputs.dtype)
+        return plain
+    weighted: Tensor = module.weight[targets.where(counted, 0)] * counted
+    return weighted
 
 
-def _coefficients(module: nn.Module, outputs: Tensor, targets: Tensor) -> Tensor:
+def _coefficients(module: Any, outputs: Tensor, targets: Tensor) -> Tensor:
     """The total weight of each term's target, with the class axis kept at size 1."""
-    assert isinstance(module, nn.CrossEntropyLoss)
-    classes, smoothing = outputs.shape[1], module.label_smoothing
+    classes, smoothing = outputs.shape[1], getattr(module, "label_smoothing", 0.0)
     weight = outputs.new_ones(classes) if module.weight is None else module.weight
     if targets.is_floating_point():
         mixed = targets * (1 - smoothing) + smoothing / classes
         return (mixed.movedim(1, -1) @ weight).unsqueeze(1)
     counted = (targets != module.ignore_index).to(outputs.dtype)
     own = (1 - smoothing) * _class_weights(module, outputs, targets)
-    return (own + smoothing * weight.mean() * counted).unsqueeze(1)
+    total: Tensor = own + smoothing * weight.mean() * counted
+    return total.unsqueeze(1)
