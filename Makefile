@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench serve clean
+.PHONY: help setup demo test check conformance bench serve clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## create .venv and install the server, the client and the test tools
 
@@ -28,6 +28,9 @@ check: $(READY)  ## lint and types only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+conformance: $(READY)  ## the engine on torchvision's architectures against brute force (minutes)
+	$(BIN)/python -m pytest tests/conformance -m "" -v
 
 bench: $(READY)  ## time a gradient-and-curvature pass against BackPACK, in one process
 	$(BIN)/python -m benchmarks
