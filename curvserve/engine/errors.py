@@ -9,6 +9,7 @@ __all__ = [
     "IncompleteBackwardError",
     "MixedSamplesError",
     "NonFiniteError",
+    "NotAChainError",
     "NotRecordedError",
     "ReplayError",
     "ScaledLossWarning",
@@ -24,6 +25,10 @@ class EngineError(RuntimeError):
 
 class UnsupportedLossError(EngineError):
     """The loss, or an option of it, has no curvature rule."""
+
+
+class NotAChainError(EngineError):
+    """The curvature is defined on a chain of modules, and the model is none."""
 
 
 class NotRecordedError(EngineError):

@@ -3,9 +3,12 @@
 from curvserve.engine.quantities import (
     EKFAC,
     GGNMP,
+    HBP,
     HMP,
     KFAC,
     KFLR,
+    KFRA,
+    PCHMP,
     BatchDiagGGNExact,
     BatchDiagGGNMC,
     BatchDiagHessian,
@@ -24,6 +27,9 @@ from curvserve.engine.quantities import (
 )
 
 __all__ = [
+    "HBP",
+    "KFRA",
+    "PCHMP",
     "KFAC",
     "KFLR",
     "EKFAC",

@@ -14,10 +14,12 @@ from curvserve.engine.quantities.diagonal import (
     DiagGGNExact,
     DiagGGNMC,
 )
+from curvserve.engine.quantities.hbp import HBP, KFRA
 from curvserve.engine.quantities.hessian import BatchDiagHessian, DiagHessian
 from curvserve.engine.quantities.hutchinson import HutchinsonDiagonal, HutchinsonTrace
 from curvserve.engine.quantities.kronecker import EKFAC, KFAC, KFLR
 from curvserve.engine.quantities.matrix_products import GGNMP, HMP
+from curvserve.engine.quantities.pchmp import PCHMP
 from curvserve.engine.quantities.per_sample import (
     BatchGrad,
     BatchL2Grad,
@@ -47,12 +49,20 @@ EXTENSIONS: tuple[type[Quantity], ...] = (
     EKFAC,
     GGNMP,
     HMP,
+    PCHMP,
+    KFRA,
+    HBP,
 )
 
-# By name: those that can be made without options.
-QUANTITIES: dict[str, type[Quantity]] = {kind().savefield: kind for kind in EXTENSIONS}
+# By name: those that can be made without options, as HBP cannot.
+QUANTITIES: dict[str, type[Quantity]] = {
+    kind().savefield: kind for kind in EXTENSIONS if kind is not HBP
+}
 
 __all__ = [
+    "HBP",
+    "KFRA",
+    "PCHMP",
     "KFAC",
     "KFLR",
     "EKFAC",
