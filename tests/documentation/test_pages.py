@@ -12,6 +12,7 @@ import pytest
 from curvserve.data import load_digits, normalise
 from curvserve.models.mnist_cnn import network
 from tests.documentation.pages import PAGES, ROOT, Block, blocks
+from tests.documentation.tables import PAGE, filled
 from tests.models.idx import write_mnist
 from tests.server.process import serving
 
@@ -25,7 +26,10 @@ def address() -> Iterator[str]:
         yield server.address
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=str)
+ENGINE = [block for block in blocks("python") if block.page == PAGE]
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("python") if b not in ENGINE], ids=str)
 def test_a_python_block_runs(block: Block, address: str) -> None:
     images, labels = load_digits("train")
     loader = [(normalise(images[i : i + 8]), labels[i : i + 8]) for i in (0, 8)]
@@ -36,6 +40,39 @@ def test_a_python_block_runs(block: Block, address: str) -> None:
             session = getattr(known[name], "session", known[name])
             assert session.version >= 2  # two batches, two steps or pushes
             session.close()
+
+
+def test_the_engines_page_runs_from_top_to_bottom() -> None:
+    known: dict[str, object] = {}
+    for block in ENGINE:
+        exec(compile(block.text, str(block), "exec"), known)
+
+
+def test_the_engines_tables_are_those_of_the_registries() -> None:
+    assert filled(PAGE.read_text()) == PAGE.read_text(), (
+        "write them anew: python -m tests.documentation.tables"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("per_sample_gradient_norms", r"(\d+) of the 10 changed labels"),
+        ("resnet18_curvature", r"fc       mean curvature (\d.*)"),
+        ("tied_language_model", r"step  99: loss (\d.*)"),
+        ("laplace_posterior", r"(?:held out: (0\.9\d+)|pip install laplace-torch)"),
+    ],
+)
+def test_an_example_runs_to_its_end(name: str, last: str) -> None:
+    printed = subprocess.run(
+        [sys.executable, f"examples/{name}.py"], cwd=ROOT, text=True, capture_output=True
+    )
+    found = re.search(last, printed.stdout + printed.stderr)
+    assert found, printed.stdout + printed.stderr
+    if name == "per_sample_gradient_norms":
+        assert int(found[1]) >= 7
+    if name == "tied_language_model":
+        assert float(found[1]) < 2
 
 
 def make(*arguments: str) -> list[str]:
