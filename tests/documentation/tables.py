@@ -88,7 +88,9 @@ def kinds() -> str:
 def loss_table() -> str:
     rows = []
     for kind, rule in losses.RULES.items():
-        rows.append([f"`{kind.__name__}`", inspect.getdoc(type(rule)).splitlines()[0]])
+        rows.append(
+            [f"`{kind.__name__}`", inspect.getdoc(type(rule)).splitlines()[0].replace("|", r"\|")]
+        )
     return table(["loss", "curvature"], rows)
 
 
