@@ -91,7 +91,8 @@ def plan(graph: Graph, output: GradientEdge, like: Tensor) -> Plan:
     if not graph.calls:
         raise NotRecordedError(
             "the loss does not depend on any extended module: call extend(model) before the "
-            "forward pass, and run that pass with gradients enabled"
+            "forward pass, and run that pass with gradients enabled (of a compiled model, extend "
+            "what torch.compile returns)"
         )
     first = min(graph.calls, key=lambda c: (c.call.start, -c.call.end)).call.module
     known = _plans.setdefault(first, {})
@@ -107,6 +108,11 @@ def plan(graph: Graph, output: GradientEdge, like: Tensor) -> Plan:
 
 
 def _make(graph: Graph, output: GradientEdge, like: Tensor) -> tuple[Plan, bool]:
+    if "CheckpointFunctionBackward" in graph.operations:
+        raise UncoveredParameterError(
+            "a part of the model runs under torch.utils.checkpoint with use_reentrant=True, which "
+            "hides its parameters from the graph: use checkpoint(..., use_reentrant=False)"
+        )
     refusal: EngineError | None = None
     for samples, layout in _groupings(graph, like):
         edges = [edge for recorded in graph.calls for edge in recorded.edges.values()]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from curvserve.engine import backpack, evaluate, extend
-from curvserve.engine.extensions import BatchGrad, DiagGGNExact, DiagGGNMC
+from curvserve.engine.extensions import BatchGrad, DiagGGNExact, DiagGGNMC, SumGradSquared
 from curvserve.engine.layers import Flatten
 from curvserve.engine.recording import is_attached
 from tests.engine.test_quantities import collected, largest_error, run
@@ -274,3 +274,17 @@ def test_a_second_batch_of_the_same_shape_uses_the_plan_rightly(name: str) -> No
     run(case, BatchGrad())
     run(other, BatchGrad())
     assert largest_error(collected(case, "grad_batch"), collected(other, "grad_batch")) < 1e-12
+
+
+def test_quantities_leave_the_gradient_alone() -> None:
+    """The rows of a norm's shift are the cotangent itself: squaring them in place would spoil it."""
+    plain = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.LayerNorm(4), nn.Linear(4, 2))
+    plain.double()
+    x, y = batch()
+    nn.CrossEntropyLoss()(plain(x), y).backward()
+    model, loss = extend(copy.deepcopy(plain)), extend(nn.CrossEntropyLoss())
+    model.zero_grad()
+    with backpack(SumGradSquared(), BatchGrad(), DiagGGNExact()):
+        loss(model(x), y).backward()
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)

@@ -9,7 +9,17 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from curvserve.engine import backpack, evaluate, extend
-from curvserve.engine.extensions import BatchGrad, DiagGGNExact, DiagGGNMC
+from curvserve.engine.extensions import (
+    GGNMP,
+    HMP,
+    BatchGrad,
+    BatchL2Grad,
+    DiagGGNExact,
+    DiagGGNMC,
+    DiagHessian,
+    SqrtGGNExact,
+    SumGradSquared,
+)
 from tests.engine import reference
 from tests.engine.test_quantities import collected, largest_error, run
 from tests.engine.zoo import Case
@@ -273,3 +283,39 @@ def test_the_monte_carlo_diagonal_is_that_of_the_drawn_classes(
         expected[name] = per_draw.square().sum((0, 1)) / (samples * draws)
     found = {name: p.diag_ggn_mc for name, p in parameters.items()}
     assert largest_error(found, expected) < TOLERANCE
+
+
+@some
+@given(cases())
+def test_moments_roots_and_the_hessian_equal_brute_force(case: Case) -> None:
+    run(case, BatchL2Grad(), SumGradSquared(), SqrtGGNExact(), DiagHessian())
+    arguments = case.model, case.loss, case.inputs, case.targets
+    rows = reference.batch_grad(*arguments)
+    norms = {k: v.flatten(1).square().sum(1) for k, v in rows.items()}
+    assert largest_error(collected(case, "batch_l2"), norms) < TOLERANCE
+    squares = {k: v.square().sum(0) for k, v in rows.items()}
+    assert largest_error(collected(case, "sum_grad_squared"), squares) < TOLERANCE
+    roots = {k: v.flatten(0, 1).flatten(1) for k, v in collected(case, "sqrt_ggn_exact").items()}
+    blocks = reference.ggn_blocks(*arguments)
+    assert largest_error({k: v.T @ v for k, v in roots.items()}, blocks) < TOLERANCE
+    hessians = reference.hessian_blocks(*arguments)
+    largest = max(float(block.abs().max()) for block in hessians.values())
+    for key, found in collected(case, "diag_h").items():
+        error = (found.flatten() - hessians[key].diagonal()).abs().max()
+        assert float(error) <= TOLERANCE * largest
+
+
+@some
+@given(cases())
+def test_products_equal_brute_force(case: Case) -> None:
+    run(case, GGNMP(), HMP())
+    arguments = case.model, case.loss, case.inputs, case.targets
+    for field, blocks in (
+        ("ggnmp", reference.ggn_blocks(*arguments)),
+        ("hmp", reference.hessian_blocks(*arguments)),
+    ):
+        largest = max(float(block.abs().max()) for block in blocks.values())
+        for key, p in reference.trained(case.model).items():
+            v = torch.linspace(-1, 1, p.numel(), dtype=p.dtype)
+            error = (getattr(p, field)(v.view_as(p)).flatten() - blocks[key] @ v).abs().max()
+            assert float(error) <= TOLERANCE * largest * p.numel()

@@ -87,6 +87,38 @@ def test_activation_checkpointing(x: Tensor, y: Tensor) -> None:
     assert_same(trapped, nn.Sequential(first, last), x, y)
 
 
+def test_activation_checkpointing_that_hides_its_parameters(x: Tensor, y: Tensor) -> None:
+    model = extend(
+        Wrapped(
+            lambda m, x: m.last(checkpoint(m.first, x, use_reentrant=True)),
+            first=nn.Sequential(linear(), nn.Tanh()), last=linear(6, 4),
+        )
+    )  # fmt: skip
+    loss = extend(nn.CrossEntropyLoss())
+    for extension in (BatchGrad(), DiagGGNExact()):
+        with pytest.raises(EngineError, match="use_reentrant=False"), backpack(extension):
+            loss(model(x.requires_grad_()), y).backward()
+        assert all(not hasattr(p, extension.savefield) for p in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_models(backend: str, x: Tensor, y: Tensor) -> None:
+    plain = nn.Sequential(linear(), nn.Tanh(), linear(6, 4))
+    inner = copy.deepcopy(plain)
+    compiled, loss = extend(torch.compile(inner, backend=backend)), extend(nn.CrossEntropyLoss())
+    with backpack(BatchGrad(), DiagGGNExact()):
+        loss(compiled(x), y).backward()
+    expected = evaluate(plain, loss, x, y, ["grad_batch", "diag_ggn_exact"]).quantities
+    for field, values in expected.items():
+        found = {n: getattr(p, field) for n, p in inner.named_parameters()}
+        assert largest_error(found, values) < 1e-12
+    late = torch.compile(extend(copy.deepcopy(plain)), backend=backend)
+    with pytest.raises(EngineError, match="what torch.compile returns"), backpack(BatchGrad()):
+        loss(late(x), y).backward()
+    assert all(not hasattr(p, "grad_batch") for p in late.parameters())
+
+
 def test_samples_on_the_second_axis(y: Tensor) -> None:
     x = torch.randn(5, 5, 6).double()  # as many steps as samples
     body, head = linear(), linear(6, 4)

@@ -56,7 +56,7 @@ class LayerRule(ABC):
         size = max(1, _CHUNK_BYTES // max(1, parameter.numel() * s.element_size()))
         total = s.new_zeros(parameter.shape)
         for a_chunk, s_chunk in zip(a.split(size), s.split(size), strict=True):
-            total += self.rows(module, name, a_chunk, s_chunk).square_().sum(0)
+            total += self.rows(module, name, a_chunk, s_chunk).square().sum(0)
         return total
 
     def matrices(

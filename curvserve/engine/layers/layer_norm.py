@@ -19,4 +19,4 @@ class LayerNorm(LayerRule):
         if name == "weight":
             s = s * F.layer_norm(a, module.normalized_shape, eps=module.eps)
         extra = tuple(range(1, s.dim() - len(module.normalized_shape)))
-        return s.sum(extra) if extra else s
+        return s.sum(extra) if extra else s.clone()
