@@ -277,7 +277,7 @@ def test_a_second_batch_of_the_same_shape_uses_the_plan_rightly(name: str) -> No
 
 
 def test_quantities_leave_the_gradient_alone() -> None:
-    """The rows of a norm's shift are the cotangent itself: squaring them in place would spoil it."""
+    """A norm's rows may be the cotangent itself: squaring them in place would spoil it."""
     plain = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.LayerNorm(4), nn.Linear(4, 2))
     plain.double()
     x, y = batch()
