@@ -40,6 +40,14 @@ def cnn() -> tuple[nn.Module, Tensor]:
     return model, torch.randn(N, 2, 3, 3)
 
 
+def decoder() -> tuple[nn.Module, Tensor]:
+    model = nn.Sequential(
+        nn.ConvTranspose2d(2, 3, 2, stride=2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(48, 3),
+    )  # fmt: skip
+    return model, torch.randn(N, 2, 2, 2)
+
+
 def targets(kind: type[nn.Module]) -> Tensor:
     return classes(N, 3) if kind is nn.CrossEntropyLoss else torch.randn(N, 3).double()
 
@@ -58,7 +66,9 @@ EXTENSIONS = {
 
 # The peer's second derivatives of modules are for outputs [N, D] only.
 FLAT = [e for e in EXTENSIONS if "hessian" in e or "pch" in e]
-PAIRS = [(e, mlp) for e in EXTENSIONS] + [(e, cnn) for e in EXTENSIONS if e not in FLAT]
+PAIRS = [(e, mlp) for e in EXTENSIONS] + [
+    (e, model) for e in EXTENSIONS if e not in FLAT for model in (cnn, decoder)
+]
 
 
 @pytest.mark.parametrize("loss_kind", [nn.CrossEntropyLoss, nn.MSELoss])

@@ -48,10 +48,10 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, Callable[[], Tensor], bool]]] = 
         nn.Conv3d(1, 2, 2, padding=1, padding_mode="replicate"), image(1, 2, 3, 2), True
     ),
     "transposed 1d": lambda: (
-        nn.ConvTranspose1d(4, 6, 3, 2, 1, 1, 2, dilation=2), image(4, 4), False
+        nn.ConvTranspose1d(4, 6, 3, 2, 1, 1, 2, dilation=2), image(4, 4), True
     ),
-    "transposed 2d": lambda: (nn.ConvTranspose2d(2, 3, 2, 2), image(2, 3, 3), False),
-    "transposed 3d": lambda: (nn.ConvTranspose3d(2, 2, 2, bias=False), image(2, 2, 2, 2), False),
+    "transposed 2d": lambda: (nn.ConvTranspose2d(2, 3, 2, 2), image(2, 3, 3), True),
+    "transposed 3d": lambda: (nn.ConvTranspose3d(2, 2, 2, bias=False), image(2, 2, 2, 2), True),
     "batch norm 1d": lambda: (eval_mode(nn.BatchNorm1d(4)), image(4, 3), False),
     "batch norm 2d": lambda: (eval_mode(nn.BatchNorm2d(4)), image(4, 3, 3), True),
     "batch norm 3d": lambda: (eval_mode(nn.BatchNorm3d(2)), image(2, 2, 2, 2), True),
@@ -283,5 +283,27 @@ def test_any_convolution(data: st.DataObject) -> None:
         bias=draw(st.booleans()), padding_mode=mode,
     )  # fmt: skip
     x = torch.randn(2, 2 * groups, *sizes)
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(layer(x)[0].numel(), 3)).double()
+    check(Case(model, x.double(), classes(2, 3), nn.CrossEntropyLoss()))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_transposed_convolution(data: st.DataObject) -> None:
+    draw = data.draw
+    torch.manual_seed(draw(st.integers(0, 2**32)))
+    space = draw(st.integers(1, 3))
+    kind = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[space - 1]
+    groups, axes = draw(st.integers(1, 2)), range(space)
+    kernel = [draw(st.integers(1, 3)) for _ in axes]
+    stride, dilation = ([draw(st.integers(1, 2)) for _ in axes] for _ in range(2))
+    larger = [max(d, s) for d, s in zip(dilation, stride, strict=True)]
+    layer = kind(
+        2 * groups, groups * draw(st.integers(1, 2)), kernel, stride=stride, dilation=dilation,
+        padding=[draw(st.integers(0, d * (k - 1))) for d, k in zip(dilation, kernel, strict=True)],
+        output_padding=[draw(st.integers(0, most - 1)) for most in larger],
+        groups=groups, bias=draw(st.booleans()),
+    )  # fmt: skip
+    x = torch.randn(2, 2 * groups, *(draw(st.integers(3, 4)) for _ in axes))
     model = nn.Sequential(layer, nn.Flatten(), nn.Linear(layer(x)[0].numel(), 3)).double()
     check(Case(model, x.double(), classes(2, 3), nn.CrossEntropyLoss()))

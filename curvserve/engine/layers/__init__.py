@@ -6,6 +6,7 @@ from torch.nn.utils import parametrize
 from curvserve.engine.layers.base import LayerRule
 from curvserve.engine.layers.batch_norm import BatchNorm
 from curvserve.engine.layers.conv import Conv
+from curvserve.engine.layers.conv_transpose import ConvTranspose
 from curvserve.engine.layers.embedding import Embedding
 from curvserve.engine.layers.flatten import Flatten
 from curvserve.engine.layers.layer_norm import LayerNorm
@@ -16,7 +17,15 @@ __all__ = ["RULES", "Flatten", "LayerRule", "find", "register"]
 
 RULES: dict[type[nn.Module], LayerRule] = {
     kind: rule
-    for rule in (Linear(), Conv(), Embedding(), LayerNorm(), RMSNorm(), BatchNorm())
+    for rule in (
+        Linear(),
+        Conv(),
+        ConvTranspose(),
+        Embedding(),
+        LayerNorm(),
+        RMSNorm(),
+        BatchNorm(),
+    )
     for kind in rule.kinds
 }
 
