@@ -307,3 +307,24 @@ def test_any_transposed_convolution(data: st.DataObject) -> None:
     x = torch.randn(2, 2 * groups, *(draw(st.integers(3, 4)) for _ in axes))
     model = nn.Sequential(layer, nn.Flatten(), nn.Linear(layer(x)[0].numel(), 3)).double()
     check(Case(model, x.double(), classes(2, 3), nn.CrossEntropyLoss()))
+
+
+def test_samples_of_different_length_in_one_axis_are_refused() -> None:
+    """Bags by offsets and packed sequences: no axis of the input is that of the samples."""
+    bags = Wrapped(
+        lambda m, x: m.head(m.bags(x, torch.tensor([0, 2, 3]))),
+        bags=nn.EmbeddingBag(5, 4),
+        head=nn.Linear(4, 4),
+    )
+    packed = Wrapped(
+        lambda m, x: m.head(
+            m.body(nn.utils.rnn.pack_padded_sequence(x, [4, 3, 2], batch_first=True))[1][0]
+        ),
+        body=nn.GRU(2, 4, batch_first=True),
+        head=nn.Linear(4, 4),
+    )
+    loss = extend(nn.CrossEntropyLoss())
+    for model, x in ((bags, torch.tensor([0, 1, 2, 3, 4, 0])), (packed, torch.randn(N, 4, 2))):
+        with pytest.raises(UncoveredParameterError, match="is used where"), backpack(BatchGrad()):
+            loss(extend(model)(x), classes(N)).backward()
+        assert all(not hasattr(p, "grad_batch") for p in model.parameters())
