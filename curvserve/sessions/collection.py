@@ -46,6 +46,7 @@ class Sessions:
             UnknownModel: this server does not serve the model.
             InvalidRequest: the name is not 1 to 64 letters, digits, dots, dashes, underscores.
             SessionExists: the name is taken.
+            InvalidRule: the rule cannot update a parameter of the model.
         """
         recipe = self.find_model(model)
         name = name or self._free_name(model)
@@ -53,9 +54,10 @@ class Sessions:
         self._reserved.add(name)
         try:
             parameters, buffers = await self._executor.initial_tensors(model, seed)
+            rule_state = rule.start(parameters)
         finally:
             self._reserved.discard(name)
-        state = SessionState(model, seed, rule, parameters, buffers)
+        state = SessionState(model, seed, rule, parameters, buffers, rule_state)
         self._sessions[name] = Session(name, recipe, state, self._executor)
         return self._sessions[name]
 

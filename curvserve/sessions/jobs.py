@@ -4,12 +4,13 @@ None of them changes a state: a step returns the next one, and raises before the
 here knows HTTP, threads or event loops.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from curvserve_client.errors import InvalidRule, NonFinite, OutOfMemory, UnknownQuantity
-from curvserve_client.rules import Rule, rule_options
+from curvserve_client.rules import Rule, Update, rule_options
 from curvserve_client.types import CurvatureResult, EvaluateResult, StepResult
 from torch import Tensor
 
@@ -97,18 +98,26 @@ def step(
         InvalidBatch: a value that is not finite or out of range.
         UnknownQuantity: the engine cannot compute a quantity of this model.
         InvalidRule: an option is too large for the parameters' dtype.
-        NonFinite: loss, metric, gradient, curvature, new parameter or step norm is not finite.
+        NonFinite: loss, metric, gradient, curvature, new parameter, what the rule remembers, or the
+            step norm is not finite.
         OutOfMemory: the device cannot hold the batch.
     """
     with _told_as_problems(), torch.no_grad():
-        found, metrics = _differentiate(replica, state, batch, rule.quantities, 1)
-        parameters = _update(rule, state.parameters, found.quantities)
-        check_finite({f"parameter.{name}": tensor for name, tensor in parameters.items()})
-        norm = _distance(state.parameters, parameters)
+        quantities = rule.quantities(state.rule_state)
+        found, metrics = _differentiate(replica, state, batch, quantities, 1)
+        buffers = replica.buffers()  # before the rule tries other parameters
+        update = _update(rule, replica, state, batch, found)
+        norm = _distance(state.parameters, update.parameters)
         check_finite({"step_norm": norm})
-    after = state.stepped(parameters, replica.buffers())
-    loss, samples = found.loss.item(), len(batch["inputs"])
-    return after, StepResult(loss, metrics, after.version, norm.item(), samples)
+    after = state.stepped(update.parameters, buffers, update.state)
+    return after, StepResult(
+        loss=found.loss.item(),
+        metrics=metrics,
+        version=after.version,
+        step_norm=norm.item(),
+        samples=len(batch["inputs"]),
+        update={name: float(value) for name, value in update.metrics.items()},
+    )
 
 
 def load(replica: Replica, state: SessionState, tensors: Tensors) -> SessionState:
@@ -174,17 +183,39 @@ def _metrics(replica: Replica, outputs: Tensor, targets: Tensor) -> dict[str, fl
 
 
 def _update(
-    rule: Rule, parameters: Tensors, quantities: Mapping[str, Mapping[str, Tensor]]
-) -> dict[str, Tensor]:
-    """Return the new parameters; frozen ones, which have no gradient, stay as they are."""
-    trained = quantities["grad"]
-    _check_range(rule, trained)
-    return {
-        name: rule.update(tensor, {key: quantities[key][name] for key in rule.quantities})
-        if name in trained
-        else tensor
-        for name, tensor in parameters.items()
+    rule: Rule, replica: Replica, state: SessionState, batch: Tensors, found: Evaluation
+) -> Update:
+    """Return what the rule makes of the quantities, checked to be finite.
+
+    Frozen parameters, which have no gradient, stay as they are.
+    """
+    _check_range(rule, found.quantities["grad"])
+
+    def loss_at(parameters: Tensors) -> float:
+        return _loss_at(replica, replace(state, parameters=parameters), batch)
+
+    before = state.rule_state
+    update = rule.update(
+        state.parameters, found.quantities, before, loss=found.loss, loss_at=loss_at
+    )
+    check_finite({f"parameter.{name}": tensor for name, tensor in update.parameters.items()})
+    remembered = {
+        f"{slot}.{name}": tensor
+        for slot, tensors in update.state.tensors.items()
+        for name, tensor in tensors.items()
+        if tensor is not before.tensors.get(slot, {}).get(name)
     }
+    if remembered:
+        check_finite(remembered)
+    return update
+
+
+def _loss_at(replica: Replica, state: SessionState, batch: Tensors) -> float:
+    """Return the loss as a step computes it: in training mode, with what the network draws."""
+    inputs, targets = _to_device(replica, batch)
+    with seeded(state.draw_seed, replica.device):
+        loss: Tensor = replica.loss(replica.bind(state).train()(inputs), targets)
+    return loss.item()
 
 
 def _check_range(rule: Rule, parameters: Tensors) -> None:

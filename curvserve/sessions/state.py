@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from curvserve_client.errors import StaleVersion
-from curvserve_client.rules import Rule
+from curvserve_client.rules import Rule, RuleState
 from curvserve_client.types import draw_seed
 from torch import Tensor
 
@@ -21,6 +21,7 @@ class SessionState:
         rule: how quantities become a step.
         parameters: parameter name -> tensor on the executor's device, never written to.
         buffers: buffer name -> tensor, likewise.
+        rule_state: what the rule remembers from its steps.
         version: grows by one at every change of the parameters.
         steps: how many of these changes were steps.
     """
@@ -30,6 +31,7 @@ class SessionState:
     rule: Rule
     parameters: Tensors
     buffers: Tensors
+    rule_state: RuleState
     version: int = 0
     steps: int = 0
 
@@ -38,12 +40,15 @@ class SessionState:
         """Seed of the Monte-Carlo draws made at this version."""
         return draw_seed(self.seed, self.version)
 
-    def stepped(self, parameters: Tensors, buffers: Tensors) -> "SessionState":
+    def stepped(
+        self, parameters: Tensors, buffers: Tensors, rule_state: RuleState
+    ) -> "SessionState":
         """Return the state after a step."""
         return replace(
             self,
             parameters=parameters,
             buffers=buffers,
+            rule_state=rule_state,
             version=self.version + 1,
             steps=self.steps + 1,
         )
