@@ -3,15 +3,23 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from time import perf_counter
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 from curvserve_client.rules import Rule
-from curvserve_client.types import CurvatureResult, EvaluateResult, StepResult
+from curvserve_client.types import (
+    CurvatureResult,
+    EvaluateResult,
+    ForwardBackwardResult,
+    StepResult,
+)
 
+from .. import phases
 from ..models import Model
-from . import jobs
+from ..phases import Phases
+from . import jobs, steps
+from .pending import Pending
 from .replica import Replica, initial_tensors
 from .state import SessionState, Tensors
 
@@ -24,7 +32,7 @@ class Executor(Protocol):
 
     An executor holds no session: all that it needs is in its arguments, plain values that could
     cross to another process. It knows nothing of HTTP. What its methods raise is told in
-    `curvserve.sessions.jobs`.
+    `curvserve.sessions.jobs` and `curvserve.sessions.steps`.
     """
 
     async def initial_tensors(self, model: str, seed: int) -> tuple[Tensors, Tensors]:
@@ -45,6 +53,18 @@ class Executor(Protocol):
         self, state: SessionState, batch: Tensors, rule: Rule
     ) -> tuple[SessionState, StepResult]:
         """Return the state after one step, and what the step did."""
+        ...
+
+    async def forward_backward(
+        self, state: SessionState, batch: Tensors, before: Pending | None
+    ) -> tuple[Pending, ForwardBackwardResult]:
+        """Return what the session's rule needs of a batch, together with what was pending."""
+        ...
+
+    async def optim_step(
+        self, state: SessionState, pending: Pending, rule: Rule, scales: Mapping[str, float]
+    ) -> tuple[SessionState, StepResult]:
+        """Return the state after one step with what is pending, and what the step did."""
         ...
 
     async def load(self, state: SessionState, tensors: Tensors) -> SessionState:
@@ -81,7 +101,10 @@ class InlineExecutor:
 
     async def initial_tensors(self, model: str, seed: int) -> tuple[Tensors, Tensors]:
         """See `Executor`."""
-        return await self._run(initial_tensors, self._models[model], self._device, seed)
+        # not on the device's thread: a session can begin while another's step computes
+        return await asyncio.to_thread(
+            initial_tensors, self._models[model], self._device, seed
+        )
 
     async def evaluate(self, state: SessionState, batch: Tensors) -> EvaluateResult:
         """See `Executor`."""
@@ -99,7 +122,19 @@ class InlineExecutor:
         self, state: SessionState, batch: Tensors, rule: Rule
     ) -> tuple[SessionState, StepResult]:
         """See `Executor`."""
-        return await self._run(self._on_replica, jobs.step, state, batch, rule)
+        return await self._run(self._on_replica, steps.step, state, batch, rule)
+
+    async def forward_backward(
+        self, state: SessionState, batch: Tensors, before: Pending | None
+    ) -> tuple[Pending, ForwardBackwardResult]:
+        """See `Executor`."""
+        return await self._run(self._on_replica, steps.forward_backward, state, batch, before)
+
+    async def optim_step(
+        self, state: SessionState, pending: Pending, rule: Rule, scales: Mapping[str, float]
+    ) -> tuple[SessionState, StepResult]:
+        """See `Executor`."""
+        return await self._run(self._on_replica, steps.optim_step, state, pending, rule, scales)
 
     async def load(self, state: SessionState, tensors: Tensors) -> SessionState:
         """See `Executor`."""
@@ -117,7 +152,14 @@ class InlineExecutor:
 
     async def _run(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, partial(job, *args, **kwargs))
+        request, asked = phases.current.get(Phases()), perf_counter()
+
+        def timed() -> T:
+            request.add("queue", perf_counter() - asked)
+            with request.measure("compute"):
+                return job(*args, **kwargs)
+
+        return await loop.run_in_executor(self._thread, timed)
 
     def _on_replica(
         self,

@@ -6,11 +6,12 @@ here knows HTTP, threads or event loops.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
-from curvserve_client.errors import InvalidRule, NonFinite, OutOfMemory, UnknownQuantity
-from curvserve_client.rules import Rule, rule_options
-from curvserve_client.types import CurvatureResult, EvaluateResult, StepResult
+from curvserve_client.errors import NonFinite, OutOfMemory, UnknownQuantity
+from curvserve_client.types import CurvatureResult, EvaluateResult
 from torch import Tensor
 
 from ..engine import Evaluation
@@ -18,7 +19,8 @@ from ..engine import evaluate as engine_evaluate
 from ..engine.errors import EngineError, NonFiniteError
 from ..models.batch import check_values
 from .finite import check_finite
-from .replica import Replica, seeded
+from .replica import Replica
+from .seeding import seeded
 from .state import SessionState, Tensors
 
 
@@ -35,7 +37,7 @@ def evaluate(replica: Replica, state: SessionState, batch: Tensors) -> EvaluateR
         NonFinite: the loss or a metric is not finite.
         OutOfMemory: the device cannot hold the batch.
     """
-    with _told_as_problems(), torch.no_grad():
+    with told_as_problems(), torch.no_grad():
         inputs, targets = _to_device(replica, batch)
         outputs = replica.bind(state).eval()(inputs)
         loss = replica.loss(outputs, targets)
@@ -51,7 +53,7 @@ def curvature(
     quantities: Sequence[str],
     mc_samples: int,
 ) -> CurvatureResult:
-    """Return quantities of a batch, in host memory; the draws come from the state's `draw_seed`.
+    """Return quantities of a batch, in host memory; the draws come from the state's `draw_seed()`.
 
     Args:
         replica: the model on its device.
@@ -66,8 +68,8 @@ def curvature(
         NonFinite: the loss, a metric or a quantity is not finite.
         OutOfMemory: the device cannot hold the batch.
     """
-    with _told_as_problems():
-        found, metrics = _differentiate(replica, state, batch, quantities, mc_samples)
+    with told_as_problems():
+        found, metrics = differentiate(replica, state, batch, quantities, mc_samples)
         tensors = {
             quantity: {name: tensor.cpu() for name, tensor in found.quantities[quantity].items()}
             for quantity in quantities
@@ -76,39 +78,10 @@ def curvature(
         loss=found.loss.item(),
         metrics=metrics,
         version=state.version,
-        seed=state.draw_seed,
+        seed=state.draw_seed(),
         samples=len(batch["inputs"]),
         tensors=tensors,
     )
-
-
-def step(
-    replica: Replica, state: SessionState, batch: Tensors, rule: Rule
-) -> tuple[SessionState, StepResult]:
-    """Return the state after one step of a rule, and what the step did.
-
-    Args:
-        replica: the model on its device.
-        state: the version to step from.
-        batch: `inputs` and `targets` in host memory, their layout checked.
-        rule: how quantities become a step; for this step only.
-
-    Raises:
-        InvalidBatch: a value that is not finite or out of range.
-        UnknownQuantity: the engine cannot compute a quantity of this model.
-        InvalidRule: an option is too large for the parameters' dtype.
-        NonFinite: loss, metric, gradient, curvature, new parameter or step norm is not finite.
-        OutOfMemory: the device cannot hold the batch.
-    """
-    with _told_as_problems(), torch.no_grad():
-        found, metrics = _differentiate(replica, state, batch, rule.quantities, 1)
-        parameters = _update(rule, state.parameters, found.quantities)
-        check_finite({f"parameter.{name}": tensor for name, tensor in parameters.items()})
-        norm = _distance(state.parameters, parameters)
-        check_finite({"step_norm": norm})
-    after = state.stepped(parameters, replica.buffers())
-    loss, samples = found.loss.item(), len(batch["inputs"])
-    return after, StepResult(loss, metrics, after.version, norm.item(), samples)
 
 
 def load(replica: Replica, state: SessionState, tensors: Tensors) -> SessionState:
@@ -123,34 +96,74 @@ def load(replica: Replica, state: SessionState, tensors: Tensors) -> SessionStat
         NonFinite: a value is not finite.
         OutOfMemory: the device cannot hold them.
     """
-    with _told_as_problems():
+    with told_as_problems():
         check_finite(tensors)
         # in the module's order, and copied: the tensors look into the received body
         ordered = {name: tensors[name] for name in state.parameters}
         return state.loaded({name: _own(tensor, replica) for name, tensor in ordered.items()})
 
 
-def _differentiate(
-    replica: Replica, state: SessionState, batch: Tensors, quantities: Sequence[str], mc: int
+def differentiate(
+    replica: Replica,
+    state: SessionState,
+    batch: Tensors,
+    quantities: Sequence[str],
+    mc_samples: int = 1,
+    part: int = 0,
 ) -> tuple[Evaluation, dict[str, float]]:
+    """Return quantities of a batch, on the device, and metrics.
+
+    Args:
+        replica: the model on its device.
+        state: the version to differentiate at.
+        batch: `inputs` and `targets` in host memory, their layout checked.
+        quantities: names that the engine knows.
+        mc_samples: draws per sample.
+        part: how many batches of the same step came before; each has draws of its own.
+
+    Raises:
+        ProblemError: as `curvature`.
+    """
     inputs, targets = _to_device(replica, batch)
     network = replica.bind(state).train()
     # the global generators are seeded for what the network itself draws, dropout for one
-    with seeded(state.draw_seed, replica.device), torch.enable_grad():
+    seed = state.draw_seed(part)
+    with seeded(seed, replica.device), torch.enable_grad():
         found = engine_evaluate(
             network,
             replica.loss,
             inputs,
             targets,
             quantities,
-            seed=state.draw_seed,
-            mc_samples=mc,
+            seed=seed,
+            mc_samples=mc_samples,
         )
     check_finite({"loss": found.loss})
     for quantity in quantities:
-        tensors = found.quantities[quantity]
-        check_finite({f"{quantity}.{name}": tensor for name, tensor in tensors.items()})
+        check_finite(dict(named(quantity, found.quantities[quantity])))
     return found, _metrics(replica, found.outputs, targets)
+
+
+def loss_at(
+    replica: Replica, state: SessionState, parameters: Tensors, batch: Tensors
+) -> float:
+    """Return the loss of a batch at other parameters, in the mode and with the draws of a step."""
+    inputs, targets = _to_device(replica, batch)
+    network = replica.bind(replace(state, parameters=parameters)).train()
+    with seeded(state.draw_seed(), replica.device):
+        return float(replica.loss(network(inputs), targets))
+
+
+def named(quantity: str, found: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of a quantity under `quantity.parameter`; Kronecker factors are several.
+
+    Args:
+        quantity: its name.
+        found: parameter name -> tensor, or list of factors.
+    """
+    for name, value in found.items():
+        for number, tensor in enumerate(value if isinstance(value, list) else [value]):
+            yield f"{quantity}.{name}" + (f".{number}" if isinstance(value, list) else ""), tensor
 
 
 def _to_device(replica: Replica, batch: Tensors) -> tuple[Tensor, Tensor]:
@@ -173,39 +186,8 @@ def _metrics(replica: Replica, outputs: Tensor, targets: Tensor) -> dict[str, fl
     return {name: value.item() for name, value in values.items()}
 
 
-def _update(
-    rule: Rule, parameters: Tensors, quantities: Mapping[str, Mapping[str, Tensor]]
-) -> dict[str, Tensor]:
-    """Return the new parameters; frozen ones, which have no gradient, stay as they are."""
-    trained = quantities["grad"]
-    _check_range(rule, trained)
-    return {
-        name: rule.update(tensor, {key: quantities[key][name] for key in rule.quantities})
-        if name in trained
-        else tensor
-        for name, tensor in parameters.items()
-    }
-
-
-def _check_range(rule: Rule, parameters: Tensors) -> None:
-    """Refuse an option that is finite in float64 and infinite in the parameters' own dtype."""
-    largest = min(torch.finfo(tensor.dtype).max for tensor in parameters.values())
-    for option, value in rule_options(rule).items():
-        if abs(value) > largest:
-            raise InvalidRule(f"{option} is {value!r}", expected=f"{option}: at most {largest:g}")
-
-
-def _distance(before: Tensors, after: Tensors) -> Tensor:
-    """Return the Euclidean norm of the change over all parameters, in float64."""
-    norms = [
-        torch.linalg.vector_norm(after[name] - before[name], dtype=torch.float64) for name in before
-    ]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return norm
-
-
 @contextmanager
-def _told_as_problems() -> Iterator[None]:
+def told_as_problems() -> Iterator[None]:
     """Tell the engine's and torch's errors as problems that a caller can act on."""
     try:
         yield

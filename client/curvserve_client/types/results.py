@@ -78,6 +78,46 @@ class StepResult:
 
 
 @dataclass(frozen=True)
+class ForwardBackwardResult:
+    """What a batch adds to the pending gradient.
+
+    Attributes:
+        loss: the loss of the batch.
+        metrics: metric -> value.
+        version: the version that was differentiated.
+        seed: the seed that the Monte-Carlo draws came from.
+        samples: the number of samples in the batch.
+        pending: how many batches are pending now, this one included.
+        grad_norms: parameter name -> Euclidean norm of the pending gradient.
+    """
+
+    loss: float
+    metrics: Mapping[str, float]
+    version: int
+    seed: int
+    samples: int
+    pending: int
+    grad_norms: Mapping[str, float]
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """Read the record from JSON values."""
+        return cls(
+            loss=number(document, "loss"),
+            metrics=numbers(document, "metrics"),
+            version=whole(document, "version"),
+            seed=whole(document, "seed"),
+            samples=whole(document, "samples"),
+            pending=whole(document, "pending"),
+            grad_norms=numbers(document, "grad_norms"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
 class CurvatureResult:
     """Quantities of a batch, at one version of the parameters.
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .fields import number_or_none, record, shape, text, texts, whole
+from .fields import number_or_none, numbers, record, shape, text, texts, whole
 
 
 @dataclass(frozen=True)
@@ -131,22 +131,32 @@ class SessionInfo:
     Attributes:
         name: the session's name.
         model: the name of its model.
-        version: grows by one at every change of the parameters.
+        version: grows by one at every change of the training state.
+        durable_version: the newest version that survives what `durability` promises.
+        durability: `full`, `process`, `snapshot` or `none`; docs/guarantees.md says what each means.
         seed: the seed of its initial parameters and of every draw (`draw_seed`).
         rule: the name of its update rule.
+        options: the rule's options.
         steps: how many steps it has taken.
+        pending: how many batches wait for `optim_step`.
         parameters: parameter name -> specification, in the module's order.
         created: when, as ISO 8601 in UTC.
+        problems: what was found damaged or different when the server last started; none, mostly.
     """
 
     name: str
     model: str
     version: int
+    durable_version: int
+    durability: str
     seed: int
     rule: str
+    options: Mapping[str, float]
     steps: int
+    pending: int
     parameters: Mapping[str, ParameterSpec]
     created: str
+    problems: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
@@ -155,17 +165,25 @@ class SessionInfo:
             name=text(document, "name"),
             model=text(document, "model"),
             version=whole(document, "version"),
+            durable_version=whole(document, "durable_version"),
+            durability=text(document, "durability"),
             seed=whole(document, "seed"),
             rule=text(document, "rule"),
+            options=numbers(document, "options"),
             steps=whole(document, "steps"),
+            pending=whole(document, "pending"),
             parameters=_parameters(document),
             created=text(document, "created"),
+            problems=texts(document, "problems"),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON values."""
         parameters = {name: spec.to_dict() for name, spec in self.parameters.items()}
-        return dataclasses.asdict(self) | {"parameters": parameters}
+        return dataclasses.asdict(self) | {
+            "parameters": parameters,
+            "problems": list(self.problems),
+        }
 
 
 def dtype_name(dtype: torch.dtype) -> str:
