@@ -9,10 +9,9 @@ from typing import TypeVar
 from curvserve_client import errors
 
 from .machine import Ticket
-from .snapshots import snapshot_of
+from .snapshots import snapshot_of, without_rule_state
 from .state import SessionState, Tensors
 from .storage import (
-    RULE,
     BatchRef,
     Change,
     CheckpointInfo,
@@ -139,8 +138,7 @@ class Durability:
         """
         snapshot = await self._snapshot(state)
         if not rule_state:
-            groups = {key: group for key, group in snapshot.tensors.items() if key != RULE}
-            snapshot = replace(snapshot, tensors=groups, scalars={})
+            snapshot = without_rule_state(snapshot)
         return await self._run(lambda store: store.checkpoint(session, name, snapshot))
 
     async def checkpoints(self, session: str) -> list[CheckpointInfo]:
@@ -153,7 +151,8 @@ class Durability:
         Raises:
             UnknownCheckpoint: there is none of this name.
         """
-        return await self._run(lambda store: store.read_checkpoint(session, name))
+        absent = errors.UnknownCheckpoint
+        return await self._run(lambda store: store.read_checkpoint(session, name), absent)
 
     def close(self) -> None:
         """Finish what is under way and close the store."""
@@ -166,7 +165,11 @@ class Durability:
         groups = {name: await self._to_host(group) for name, group in snapshot.tensors.items()}
         return replace(snapshot, tensors=groups)
 
-    async def _run(self, call: Callable[[Store], T]) -> T:
+    async def _run(
+        self,
+        call: Callable[[Store], T],
+        absent: type[errors.ProblemError] = errors.UnknownSession,
+    ) -> T:
         store = self._store
         assert store is not None  # opened at the start of service
         try:
@@ -174,6 +177,6 @@ class Durability:
         except NameTaken as error:
             raise errors.CheckpointExists(str(error)) from error
         except NotStored as error:
-            raise errors.UnknownCheckpoint(str(error)) from error
+            raise absent(str(error)) from error
         except (StorageFailed, Damaged) as error:
             raise errors.StorageFailed(str(error)) from error

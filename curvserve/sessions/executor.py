@@ -75,6 +75,10 @@ class Executor(Protocol):
         """Return a state's tensors in host memory."""
         ...
 
+    async def adopt(self, state: SessionState) -> SessionState:
+        """Return a state that was read from a file as one that can be computed with."""
+        ...
+
     def close(self) -> None:
         """Finish what is under way and give everything back."""
         ...
@@ -145,6 +149,10 @@ class InlineExecutor:
         if self._device.type == "cpu":
             return tensors
         return await self._run(lambda: {name: tensor.cpu() for name, tensor in tensors.items()})
+
+    async def adopt(self, state: SessionState) -> SessionState:
+        """See `Executor`."""
+        return await asyncio.to_thread(jobs.adopt, state, self._device)
 
     def close(self) -> None:
         """See `Executor`."""

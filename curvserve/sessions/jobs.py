@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from curvserve_client.errors import NonFinite, OutOfMemory, UnknownQuantity
+from curvserve_client.rules import RuleState
 from curvserve_client.types import CurvatureResult, EvaluateResult
 from torch import Tensor
 
@@ -100,7 +101,23 @@ def load(replica: Replica, state: SessionState, tensors: Tensors) -> SessionStat
         check_finite(tensors)
         # in the module's order, and copied: the tensors look into the received body
         ordered = {name: tensors[name] for name in state.parameters}
-        return state.loaded({name: _own(tensor, replica) for name, tensor in ordered.items()})
+        own = {name: _aligned(tensor, replica.device) for name, tensor in ordered.items()}
+        return state.loaded(own)
+
+
+def adopt(state: SessionState, device: torch.device) -> SessionState:
+    """Return a state whose tensors look into a file's bytes as one of tensors on a device."""
+
+    def own(tensors: Tensors) -> dict[str, Tensor]:
+        return {name: _aligned(tensor, device) for name, tensor in tensors.items()}
+
+    slots = {slot: own(tensors) for slot, tensors in state.rule_state.tensors.items()}
+    return replace(
+        state,
+        parameters=own(state.parameters),
+        buffers=own(state.buffers),
+        rule_state=RuleState(state.rule_state.scalars, slots),
+    )
 
 
 def differentiate(
@@ -169,14 +186,14 @@ def named(quantity: str, found: Mapping[str, Any]) -> Iterator[tuple[str, Tensor
 def _to_device(replica: Replica, batch: Tensors) -> tuple[Tensor, Tensor]:
     model = replica.model
     check_values(model, batch)
-    inputs = model.inputs.convert(_own(batch["inputs"], replica))
-    return inputs, model.targets.convert(_own(batch["targets"], replica))
+    inputs = model.inputs.convert(_aligned(batch["inputs"], replica.device))
+    return inputs, model.targets.convert(_aligned(batch["targets"], replica.device))
 
 
-def _own(tensor: Tensor, replica: Replica) -> Tensor:
+def _aligned(tensor: Tensor, device: torch.device) -> Tensor:
     # always a copy: torch aligns its own memory to 64 bytes, and libraries may give other bits
     # for the same numbers at another alignment
-    return tensor.to(replica.device, copy=True)
+    return tensor.to(device, copy=True)
 
 
 def _metrics(replica: Replica, outputs: Tensor, targets: Tensor) -> dict[str, float]:

@@ -117,7 +117,8 @@ class Machine:
 
     Attributes:
         version: grows by one at every change of the training state.
-        durable_version: the newest version that survives what the storage level promises.
+        durable_version: the newest version that survives what the storage level promises; None where
+            nothing is kept.
         pending: how many batches the pending gradient is made of.
 
     Example:
@@ -135,7 +136,7 @@ class Machine:
     def __init__(
         self,
         version: int = 0,
-        durable_version: int = 0,
+        durable_version: int | None = 0,
         *,
         capacity: int = 32,
         remembered: int = REMEMBERED,
@@ -145,7 +146,7 @@ class Machine:
 
         Args:
             version: the version.
-            durable_version: the newest durable one.
+            durable_version: the newest durable one, or None.
             capacity: how many requests may be admitted and not ended at a time.
             remembered: how many answers are kept for retries.
             finished: keys, fingerprints and receipts of earlier changes, the oldest first.
@@ -273,9 +274,9 @@ class Machine:
         ticket.abandoned = stage is Stage.RUNNING
         return stage
 
-    def made_durable(self, version: int) -> None:
-        """Note that a version has become durable."""
-        self.durable_version = max(self.durable_version, version)
+    def made_durable(self, version: int | None) -> None:
+        """Note what has become durable; None where nothing is kept."""
+        self.durable_version = version
 
     def delete(self) -> None:
         """Refuse everything from now on; what is under way will not be applied."""

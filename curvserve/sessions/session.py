@@ -9,7 +9,15 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from curvserve_client.errors import CurvserveError, DeadlineExceeded, Overloaded, ProblemError
+from curvserve_client.errors import (
+    CheckpointExists,
+    CurvserveError,
+    DeadlineExceeded,
+    Draining,
+    Overloaded,
+    ProblemError,
+    StorageFailed,
+)
 from curvserve_client.rules import override_rule, rule_options
 from curvserve_client.types import CurvatureResult, EvaluateResult, ParameterSpec, SessionInfo
 from curvserve_client.wire import encode
@@ -142,7 +150,7 @@ class Session:
         self._events = events
         self._turn = asyncio.Lock()
         self._pending: Pending | None = None
-        self._work: set[asyncio.Task[Any]] = set()
+        self._work: dict[asyncio.Task[Any], Ticket] = {}
         self._seconds = 0.0
         self._history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
 
@@ -152,8 +160,8 @@ class Session:
         return self.record.name
 
     @property
-    def durable_version(self) -> int:
-        """The newest version that survives what the storage level promises."""
+    def durable_version(self) -> int | None:
+        """The newest version that survives what the storage level promises; None at `none`."""
         return self._machine.durable_version
 
     @property
@@ -342,9 +350,27 @@ class Session:
             StorageFailed: it could not be written.
         """
         state = self.state
-        info = await self._durability.checkpoint(self.record, name, state, rule_state)
+        try:
+            info = await self._durability.checkpoint(self.name, name, state, rule_state)
+        except CheckpointExists:
+            found = {each.name: each for each in await self.checkpoints()}[name]
+            if (found.version, found.with_rule_state) != (state.version, rule_state):
+                raise
+            return found  # the retry of a call whose answer was lost
         self._publish("checkpoint", name=name, version=state.version)
         return info
+
+    async def checkpoints(self) -> list[CheckpointInfo]:
+        """Return the session's checkpoints, the oldest first."""
+        return await self._durability.checkpoints(self.name)
+
+    async def read_checkpoint(self, name: str) -> bytearray:
+        """Return a checkpoint as a safetensors file.
+
+        Raises:
+            UnknownCheckpoint: there is none of this name.
+        """
+        return await self._durability.read_checkpoint(self.name, name)
 
     async def delete(self) -> None:
         """End the session at once; a change under way is not applied any more."""
@@ -363,12 +389,13 @@ class Session:
 
     def withdraw(self) -> None:
         """Drop what has not begun."""
-        for work in self._work:
-            work.cancel("the server stops")
+        for task, ticket in self._work.items():
+            if ticket.stage is Stage.QUEUED:
+                task.cancel()
 
     async def close(self) -> None:
         """Keep the last version in a snapshot, so that the next start has nothing to replay."""
-        self._machine.made_durable(await self._durability.close_session(self.record, self.state))
+        await self._durability.snapshot(self.name, self.state)
 
     async def _read(
         self,
@@ -451,11 +478,12 @@ class Session:
             options=outcome.options or {},
             batches=tuple(outcome.batches),
             answer=receipt.answer,
+            digest="",
         )
         with phases.measure("journal"):
             try:
-                durable = await self._durability.commit(self.record, change, outcome.state)
-            except CurvserveError as error:
+                durable = await self._durability.commit(self.name, change, outcome.state)
+            except StorageFailed as error:
                 self._machine.break_down(str(error))
                 raise
         self._machine.made_durable(durable)
@@ -463,7 +491,9 @@ class Session:
     async def _failed(self, ticket: Ticket, error: ProblemError) -> None:
         """Note a change that was begun and changed nothing."""
         self._publish("failed", code=error.code, version=self.state.version)
-        await self._durability.fail(self.name, ticket, error.code, str(error))
+        if ticket.kind is not Kind.ACCUMULATE and not isinstance(error, StorageFailed):
+            problem = {"code": error.code, "detail": error.detail}
+            await self._durability.fail(self.name, ticket, problem)
 
     def _note(self, ticket: Ticket, receipt: Receipt, seconds: float) -> None:
         self._seconds = seconds if not self._seconds else 0.9 * self._seconds + 0.1 * seconds
@@ -484,36 +514,50 @@ class Session:
     async def _attend(self, ticket: Ticket, work: Coroutine[Any, Any, T], caller: Caller) -> T:
         """Wait for work as long as the caller does; the work itself is another task."""
         task = asyncio.create_task(work)
-        self._work.add(task)
-        task.add_done_callback(self._ended)
+        self._work[task] = ticket
+        task.add_done_callback(self._work.pop)
         gone = asyncio.ensure_future(caller.gone())
         try:
             await asyncio.wait(
                 {task, gone}, timeout=caller.seconds, return_when=asyncio.FIRST_COMPLETED
             )
             if not task.done():
-                await self._let_go(ticket, task, gone.done(), caller)
+                self._let_go(ticket, task, gone.done(), caller.seconds)
             return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise Draining(f"the server stops before the request's turn; {_UNCHANGED}") from None
+            raise
         finally:
             gone.cancel()
+            if not task.done():
+                task.add_done_callback(self._unattended)
 
-    async def _let_go(
-        self, ticket: Ticket, task: asyncio.Task[Any], gone: bool, caller: Caller
+    def _let_go(
+        self, ticket: Ticket, task: asyncio.Task[Any], gone: bool, seconds: float
     ) -> None:
-        """Drop work whose caller is not there any more, or will not be; or wait, if it is done."""
-        if gone and ticket.stage is not Stage.QUEUED:
-            raise CallerGone  # an admitted change is finished all the same
-        stage = self._machine.abandon(ticket)
+        """Drop work whose caller does not wait any more; one that is committed is waited for."""
+        stage = ticket.stage
+        if gone and stage is not Stage.QUEUED:
+            raise CallerGone  # what has begun is finished all the same
+        self._machine.abandon(ticket)
         if stage is Stage.QUEUED:
             task.cancel()
         if gone:
             raise CallerGone
         if stage is not Stage.COMMITTING:
             what = "waited for its turn" if stage is Stage.QUEUED else "was being computed"
-            raise DeadlineExceeded(f"the request {what} for {caller.seconds:g} s; {_UNCHANGED}")
+            raise DeadlineExceeded(f"the request {what} for {seconds:g} s; {_UNCHANGED}")
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._work.discard(task)
+    def _unattended(self, task: asyncio.Task[Any]) -> None:
+        """Tell the log how work ended that nobody waited for."""
         error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, CurvserveError):
-            log.error("session %s: a request failed", self.name, exc_info=error)
+        if error is not None:
+            expected = isinstance(error, CurvserveError)
+            log.log(
+                logging.INFO if expected else logging.ERROR,
+                "session %s: a request that nobody waited for failed: %s",
+                self.name,
+                error,
+                exc_info=None if expected else error,
+            )

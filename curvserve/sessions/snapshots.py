@@ -1,6 +1,7 @@
 """A session's state as it is stored, and back."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from curvserve_client.rules import Rule, RuleState
 from torch import Tensor
@@ -46,6 +47,12 @@ def state_of(snapshot: Snapshot, model: str, seed: int, rule: Rule) -> SessionSt
         snapshot.version,
         snapshot.steps,
     )
+
+
+def without_rule_state(snapshot: Snapshot) -> Snapshot:
+    """Return a snapshot from which a rule begins anew."""
+    groups = {key: group for key, group in snapshot.tensors.items() if key != RULE}
+    return replace(snapshot, tensors=groups, scalars={}, digest="")
 
 
 def _by_slot(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -1,6 +1,6 @@
 """A session's state: plain values that never change, so that a reader always sees one version."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from curvserve_client.rules import Rule, RuleState
@@ -37,6 +37,14 @@ class SessionState:
     def draw_seed(self, part: int = 0) -> int:
         """Seed of the Monte-Carlo draws made at this version, for one of a step's batches."""
         return draw_seed(self.seed, self.version, part)
+
+    def reordered(self, parameters: Iterable[str], buffers: Iterable[str]) -> "SessionState":
+        """Return the same state with its tensors in the order of these names."""
+        return replace(
+            self,
+            parameters={name: self.parameters[name] for name in parameters},
+            buffers={name: self.buffers[name] for name in buffers},
+        )
 
     def stepped(
         self, parameters: Tensors, buffers: Tensors, rule_state: RuleState
