@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -48,27 +48,53 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")] = 8000,
     device: Annotated[str, typer.Option(help="auto, cpu, or a GPU as cuda:0.")] = "auto",
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen where other machines can call.")
+        bool, typer.Option("--insecure", help="Listen where others can call, without API keys.")
     ] = False,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(envvar="CURVSERVE_API_KEYS", help="TOML file of keys; see `curvserve keys`."),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(envvar="CURVSERVE_TLS_CERT", help="PEM certificate chain.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(envvar="CURVSERVE_TLS_KEY", help="Its private key, PEM.")
+    ] = None,
+    log_format: Annotated[
+        Literal["console", "json"],
+        typer.Option(envvar="CURVSERVE_LOG_FORMAT", help="How a line of log is written."),
+    ] = "console",
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        typer.Option(
+            envvar="CURVSERVE_LOG_LEVEL", help="The least that is logged; info: requests."
+        ),
+    ] = "info",
 ) -> None:
     """Serve models until interrupted."""
     # before torch is loaded: workers that wait must not take a core from a trainer beside them
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _add_working_folder()
+    from .api_keys import KeyFileError, KeyRing
     from .models import ModelNotFound, resolve
-    from .server import create_app
+    from .server import create_app, logs
     from .server.device import DeviceNotFound, find_device
     from .server.run import CannotListen, address_of, listen
     from .server.run import serve as run
+    from .server.tls import TLSFileError, tls_context
 
+    logs.configure(log_format, log_level)
     try:
+        keys = KeyRing.read(api_keys) if api_keys else None
+        tls = tls_context(tls_cert, tls_key)
         recipes = [resolve(reference) for reference in model or ["mnist_cnn"]]
-        application = create_app(recipes, find_device(device))
-        listener = listen(host, port, insecure=insecure)
-    except (ModelNotFound, DeviceNotFound, CannotListen) as error:
+        application = create_app(recipes, find_device(device), keys=keys)
+        listener = listen(host, port, insecure=insecure or keys is not None)
+    except (KeyFileError, TLSFileError, ModelNotFound, DeviceNotFound, CannotListen) as error:
         raise _refusal(str(error)) from None
     names = ", ".join(recipe.name for recipe in recipes)
-    run(application, listener, f"curvserve: serving {names} at {address_of(listener)}")
+    address = address_of(listener, tls=tls is not None)
+    run(application, listener, f"curvserve: serving {names} at {address}", tls)
 
 
 @app.command()
@@ -98,6 +124,33 @@ def models() -> None:
     for name in available():
         recipe = resolve(name)
         typer.echo(f"{name}: {recipe.inputs.meaning} -> {recipe.targets.meaning}")
+
+
+keys = typer.Typer(help="API keys.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+
+@keys.command()
+def new(
+    name: Annotated[str, typer.Option(help="Whom the key is for.")],
+    scope: Annotated[
+        Literal["read", "train", "admin"],
+        typer.Option(help="What it allows; each includes those before it."),
+    ] = "train",
+) -> None:
+    """Make a key: its entry is printed, to be added to a key file, and the key itself shown once.
+
+    The key goes to standard error, so that `curvserve keys new --name loop >> keys.toml` keeps the
+    entry alone.
+    """
+    from .api_keys import KeyFileError, new_key
+
+    try:
+        key, entry = new_key(name, [scope])
+    except KeyFileError as error:
+        raise _refusal(str(error)) from None
+    typer.echo(f"the key of {name}, shown this once: {key}", err=True)
+    typer.echo(entry.to_toml())
 
 
 def _add_working_folder() -> None:

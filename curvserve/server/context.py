@@ -6,8 +6,10 @@ from typing import Annotated
 from curvserve_client.types import ModelSpec
 from fastapi import Depends, Request
 
+from ..api_keys import KeyRing
 from ..sessions import Executor, Session, Sessions
 from .limits import Limits
+from .metrics import Metrics
 
 
 @dataclass
@@ -19,6 +21,8 @@ class Context:
         executor: who computes.
         limits: caps and deadlines.
         specifications: model name -> what is told of it; filled at start.
+        metrics: what is counted.
+        keys: who may call; anyone where None.
         ready: whether new work is welcome.
     """
 
@@ -26,6 +30,8 @@ class Context:
     executor: Executor
     limits: Limits
     specifications: dict[str, ModelSpec]
+    metrics: Metrics
+    keys: KeyRing | None = None
     ready: bool = False
 
 

@@ -40,7 +40,7 @@ def serving(*arguments: str, **environment: str) -> Iterator[Server]:
         try:
             assert process.stdout is not None
             announcement = process.stdout.readline()
-            assert " at http://" in announcement, "no server; what it said is above"
+            assert " at http" in announcement, "no server; what it said is above"
             yield Server(process, announcement)
         finally:
             _end(process)

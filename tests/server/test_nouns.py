@@ -77,6 +77,7 @@ def test_the_schema_names_every_call(http: httpx.Client) -> None:
     assert {path: sorted(calls) for path, calls in paths.items()} == {
         "/livez": ["get"],
         "/readyz": ["get"],
+        "/metrics": ["get"],
         "/v1/models": ["get"],
         "/v1/models/{model}": ["get"],
         "/v1/sessions": ["get", "post"],

@@ -2,10 +2,11 @@
 
 from fastapi import APIRouter
 
-from . import compute, models, parameters, probes, sessions
+from . import compute, metrics, models, parameters, probes, sessions
 
 ROUTERS: tuple[APIRouter, ...] = (
     probes.router,
+    metrics.router,
     models.router,
     sessions.router,
     parameters.router,
