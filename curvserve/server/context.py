@@ -7,7 +7,8 @@ from curvserve_client.types import ModelSpec
 from fastapi import Depends, Request
 
 from ..api_keys import KeyRing
-from ..sessions import Executor, Session, Sessions
+from ..sessions import Durability, Executor, Session, Sessions
+from .body import BodyMemory
 from .limits import Limits
 from .metrics import Metrics
 
@@ -19,18 +20,22 @@ class Context:
     Attributes:
         sessions: the sessions, and the models that they may be of.
         executor: who computes.
+        durability: who keeps the sessions.
         limits: caps and deadlines.
         specifications: model name -> what is told of it; filled at start.
         metrics: what is counted.
+        memory: where bodies are received.
         keys: who may call; anyone where None.
         ready: whether new work is welcome.
     """
 
     sessions: Sessions
     executor: Executor
+    durability: Durability
     limits: Limits
     specifications: dict[str, ModelSpec]
     metrics: Metrics
+    memory: BodyMemory
     keys: KeyRing | None = None
     ready: bool = False
 

@@ -26,6 +26,14 @@ _METHODS = {call.partition(" ")[0] for call in SCOPES}
 
 _GAUGES: dict[str, tuple[str, Callable[[Session], float]]] = {
     "curvserve_session_version": ("Current version.", lambda session: session.state.version),
+    "curvserve_session_durable_version": (
+        "Newest version that survives what the durability level promises; -1 at level none.",
+        lambda session: -1 if session.durable_version is None else session.durable_version,
+    ),
+    "curvserve_queue_depth": (
+        "Requests that wait or are being computed.",
+        lambda session: session.depth,
+    ),
 }
 """What is told of each session: name -> help, value."""
 

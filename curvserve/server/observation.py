@@ -1,6 +1,8 @@
 """Times, counts and logs every request, and tells the caller where its time went."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from curvserve_client.errors import InternalError
 from starlette.datastructures import MutableHeaders
@@ -17,7 +19,7 @@ _LOG = logging.getLogger("curvserve.access")
 
 
 class Observation:
-    """Middleware: Server-Timing on every answer, metrics and one line of log after it.
+    """Middleware: Server-Timing and Durable-Version on every answer, metrics and one line of log after it.
 
     An error that nobody expected is answered here, with the same headers as any other answer, and
     then goes on to the server's log.
@@ -43,7 +45,8 @@ class Observation:
         exchange = Exchange(scope["method"], scope["path"], self._routes.find(scope))
         scope["state"]["exchange"] = exchange
         phases.current.set(exchange.phases)
-        receive, send = _counting(exchange, receive), _telling(exchange, send)
+        receive = _counting(exchange, receive)
+        send = _telling(exchange, scope["state"], send)
         with self._metrics.in_flight.track_inprogress():
             try:
                 await self._app(scope, receive, send)
@@ -66,11 +69,15 @@ def _counting(exchange: Exchange, receive: Receive) -> Receive:
     return counted
 
 
-def _telling(exchange: Exchange, send: Send) -> Send:
+def _telling(exchange: Exchange, state: Mapping[str, Any], send: Send) -> Send:
     async def told(message: Message) -> None:
         if message["type"] == "http.response.start":
             exchange.status = message["status"]
-            MutableHeaders(scope=message)["server-timing"] = _server_timing(exchange)
+            headers = MutableHeaders(scope=message)
+            headers["server-timing"] = _server_timing(exchange)
+            session = state.get("session")
+            if session is not None and session.durable_version is not None:
+                headers["durable-version"] = str(session.durable_version)
         exchange.sent += len(message.get("body", b""))
         await send(message)
 

@@ -16,6 +16,7 @@ BODY = (
     "body_too_large",
     "unsupported_media_type",
     "deadline_exceeded",
+    "overloaded",
 )
 """What a route that receives a body can answer."""
 
@@ -28,6 +29,9 @@ CHANGE = (
     "stale_version",
 )
 """What a route that changes a session, exactly once, can answer."""
+
+WORK = ("overloaded", "draining", "deadline_exceeded")
+"""What a route that queues work can answer."""
 
 _PROBLEM: dict[str, Any] = {
     "title": "Problem",

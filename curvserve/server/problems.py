@@ -1,6 +1,7 @@
 """Every error as an RFC 9457 problem document; no traceback and no path leaves the server."""
 
 import json
+import math
 import logging
 from typing import Any
 
@@ -19,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from ..sessions import CallerGone
 from .answers import etag
 from .request_id import HEADER
 
@@ -35,6 +37,7 @@ def handle_problems(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(ClientDisconnect, _nobody_listens)
+    app.add_exception_handler(CallerGone, _nobody_listens)
 
 
 def first_error(errors: Any) -> str:
@@ -59,7 +62,7 @@ def problem_answer(request: Request, error: ProblemError) -> Response:
     if session is not None:
         headers["etag"] = etag(session.state.version)
     if error.retry_after is not None:
-        headers["retry-after"] = f"{error.retry_after:.0f}"
+        headers["retry-after"] = f"{math.ceil(error.retry_after)}"
     document = problem_document(error) | {"request_id": request_id}
     return Response(json.dumps(document), error.status, headers, MEDIA_TYPE)
 

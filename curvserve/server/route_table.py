@@ -33,6 +33,13 @@ SCOPES: Mapping[str, Scope | None] = {
     f"POST {_SESSION}/evaluate": Scope.READ,
     f"POST {_SESSION}/curvature": Scope.READ,
     f"POST {_SESSION}/step": Scope.TRAIN,
+    f"POST {_SESSION}/forward_backward": Scope.TRAIN,
+    f"POST {_SESSION}/optim_step": Scope.TRAIN,
+    f"GET {_SESSION}/checkpoints": Scope.READ,
+    f"POST {_SESSION}/checkpoints": Scope.TRAIN,
+    f"GET {_SESSION}/checkpoints/{{checkpoint}}": Scope.READ,
+    f"GET {_SESSION}/history": Scope.READ,
+    "GET /v1/events": Scope.READ,
 }
 """Method and path of every route -> the smallest scope that allows it."""
 

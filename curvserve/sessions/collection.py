@@ -155,6 +155,10 @@ class Sessions:
             raise UnknownSession(f"no session is called {name!r}")
         return self._sessions[name]
 
+    def is_free(self, name: str) -> bool:
+        """Tell whether no session has a name, served or kept."""
+        return name not in self._sessions and name not in self._reserved
+
     def list(self) -> list[Session]:
         """Return all sessions, the oldest first."""
         return list(self._sessions.values())
@@ -261,12 +265,12 @@ class Sessions:
         if not _NAME.fullmatch(name):
             expected = "1 to 64 letters, digits, '.', '-', '_', a letter or digit first"
             raise InvalidRequest(f"{name!r} cannot be a session's name", expected=expected)
-        if name in self._sessions or name in self._reserved:
+        if not self.is_free(name):
             raise SessionExists(f"a session is called {name!r} already")
 
     def _free_name(self, model: str) -> str:
         number = 1
-        while (name := f"{model}-{number}") in self._sessions or name in self._reserved:
+        while not self.is_free(name := f"{model}-{number}"):
             number += 1
         return name
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ class Events:
         self._closed = True
         self._wake()
 
-    async def watch(self, after: int | None = None) -> AsyncIterator[Event]:
+    async def watch(self, after: int | None = None) -> AsyncGenerator[Event]:
         """Yield events as they happen, until `close`.
 
         Args:

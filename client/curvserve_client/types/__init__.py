@@ -12,9 +12,10 @@ from .results import (
     ForwardBackwardResult,
     StepResult,
 )
-from .specifications import ModelSpec, ParameterSpec, SessionInfo, TensorSpec, dtype_name
+from .specifications import CheckpointSpec, ModelSpec, ParameterSpec, SessionInfo, TensorSpec, dtype_name
 
 __all__ = [
+    "CheckpointSpec",
     "CurvatureResult",
     "EvaluateResult",
     "ForwardBackwardResult",

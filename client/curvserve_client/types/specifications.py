@@ -8,7 +8,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .fields import number_or_none, numbers, record, shape, text, texts, whole
+from .fields import (
+    number_or_none,
+    options,
+    record,
+    shape,
+    text,
+    texts,
+    truth,
+    whole,
+    whole_or_none,
+)
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,8 @@ class SessionInfo:
         name: the session's name.
         model: the name of its model.
         version: grows by one at every change of the training state.
-        durable_version: the newest version that survives what `durability` promises.
+        durable_version: the newest version that survives what `durability` promises; None at
+            `none`.
         durability: `full`, `process`, `snapshot` or `none`; docs/guarantees.md says what each means.
         seed: the seed of its initial parameters and of every draw (`draw_seed`).
         rule: the name of its update rule.
@@ -147,11 +158,11 @@ class SessionInfo:
     name: str
     model: str
     version: int
-    durable_version: int
+    durable_version: int | None
     durability: str
     seed: int
     rule: str
-    options: Mapping[str, float]
+    options: Mapping[str, bool | int | float]
     steps: int
     pending: int
     parameters: Mapping[str, ParameterSpec]
@@ -165,11 +176,11 @@ class SessionInfo:
             name=text(document, "name"),
             model=text(document, "model"),
             version=whole(document, "version"),
-            durable_version=whole(document, "durable_version"),
+            durable_version=whole_or_none(document, "durable_version"),
             durability=text(document, "durability"),
             seed=whole(document, "seed"),
             rule=text(document, "rule"),
-            options=numbers(document, "options"),
+            options=options(document, "options"),
             steps=whole(document, "steps"),
             pending=whole(document, "pending"),
             parameters=_parameters(document),
@@ -184,6 +195,40 @@ class SessionInfo:
             "parameters": parameters,
             "problems": list(self.problems),
         }
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    """A version of a session that is kept under a name.
+
+    Attributes:
+        name: its name, unique within the session.
+        version: the version that it holds.
+        size: bytes of its file.
+        created: when it was made, as ISO 8601 in UTC.
+        with_rule_state: whether it holds what the rule remembered too.
+    """
+
+    name: str
+    version: int
+    size: int
+    created: str
+    with_rule_state: bool
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """Read the record from JSON values."""
+        return cls(
+            name=text(document, "name"),
+            version=whole(document, "version"),
+            size=whole(document, "size"),
+            created=text(document, "created"),
+            with_rule_state=truth(document, "with_rule_state"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        return dataclasses.asdict(self)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from . import compute, metrics, models, parameters, probes, sessions
+from . import checkpoints, compute, halves, history, metrics, models, parameters, probes, sessions
 
 ROUTERS: tuple[APIRouter, ...] = (
     probes.router,
@@ -11,5 +11,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     sessions.router,
     parameters.router,
     compute.router,
+    halves.router,
+    checkpoints.router,
+    history.router,
 )
 """Every router of the application."""

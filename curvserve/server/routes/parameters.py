@@ -30,15 +30,11 @@ async def get_parameters(request: Request, session: InSession) -> Response:
 @router.put("", summary="Replace the parameters", openapi_extra={"requestBody": _TENSORS})
 async def put_parameters(request: Request, session: InSession, context: InContext) -> Response:
     """Replace every parameter, exactly once; needs Idempotency-Key and If-Match."""
-    key = preconditions.idempotency_key(request)
-    expected = preconditions.required_version(request)
+    change = change_of(request)
     current = session.state.parameters
-    body = await receive(request, context.limits, tensors.parameter_bytes(current))
     check = partial(tensors.check_parameters, current)
     dtypes = {name: tensor.dtype for name, tensor in current.items()}
-
-    async def read() -> Tensors:
-        return await tensors.read(body, check, dtypes)
-
-    receipt = await session.load(Change(key, body.fingerprint, expected), read)
-    return json_answer(receipt.answer, receipt.version)
+    size = tensors.parameter_bytes(current)
+    async with receive_tensors(request, session, context, size, check, dtypes) as arrived:
+        receipt = await session.load(change(arrived.body, arrived.caller), arrived.read)
+    return receipt_answer(session, receipt)
