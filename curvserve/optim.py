@@ -1,20 +1,19 @@
 """The example's optimizer for training in this process."""
 
 from collections.abc import Callable
-from typing import Any, overload
+from typing import overload
 
-import torch
-from curvserve_client.rules import DiagGGN
-from torch import Tensor
+from curvserve_client.local import LocalDiagGGN
+from curvserve_client.rules import DiagGGN, override_rule, rule_options
 from torch.optim.optimizer import ParamsT
 
 
-class DiagGGNOptimizer(torch.optim.Optimizer):
+class DiagGGNOptimizer(LocalDiagGGN):
     """Gradient descent preconditioned with the diagonal of the generalised Gauss-Newton matrix.
 
     p -= lr * p.grad / (p.diag_ggn_mc + damping): the same arithmetic, bit for bit, as a step on a
-    server (`curvserve_client.rules.DiagGGN`). Dangel, Kunstner, Hennig, "BackPACK: Packing more
-    into backprop", ICLR 2020.
+    server (`curvserve_client.rules.DiagGGN`, whose other options are taken here too). Dangel,
+    Kunstner, Hennig, "BackPACK: Packing more into backprop", ICLR 2020.
 
     Example:
         >>> optimizer = DiagGGNOptimizer(model.parameters(), lr=0.05, damping=1.0)
@@ -24,8 +23,16 @@ class DiagGGNOptimizer(torch.optim.Optimizer):
         >>> optimizer.step()
     """
 
+    _remedy = (
+        "extend(model), extend(loss), and call backward() inside `with backpack(DiagGGNMC()):`"
+    )
+
     def __init__(
-        self, params: ParamsT, lr: float = DiagGGN.lr, damping: float = DiagGGN.damping
+        self,
+        params: ParamsT,
+        lr: float = DiagGGN.lr,
+        damping: float = DiagGGN.damping,
+        **options: float,
     ) -> None:
         """Prepare the optimizer.
 
@@ -33,12 +40,13 @@ class DiagGGNOptimizer(torch.optim.Optimizer):
             params: parameters, or groups of them, of a module that was extended.
             lr: step size, >= 0.
             damping: what is added to the curvature, > 0.
+            options: any other option of `DiagGGN`; each may differ from group to group.
 
         Raises:
-            InvalidRule: an option is out of its range.
+            InvalidRule: an option is unknown or out of its range.
         """
-        DiagGGN(lr, damping)
-        super().__init__(params, {"lr": lr, "damping": damping})
+        rule = override_rule(DiagGGN(lr, damping), options)
+        super().__init__(params, rule_options(rule))
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -50,36 +58,16 @@ class DiagGGNOptimizer(torch.optim.Optimizer):
         """Update every parameter that has a gradient.
 
         Args:
-            closure: computes the loss again and returns it; runs first.
+            closure: computes the loss again and returns it; runs first. With a `damping_interval`
+                it is needed, and run once more whenever a step is tried.
 
         Returns:
             What the closure returned.
 
         Raises:
-            RuntimeError: a parameter has a gradient and no `diag_ggn_mc`.
+            RuntimeError: a parameter has a gradient and no `diag_ggn_mc`, or there is a
+                `damping_interval` and no closure.
+            InvalidRule: an option is out of its range.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            self._update(group)
+        loss: float | None = self._step_here(closure)
         return loss
-
-    @torch.no_grad()
-    def _update(self, group: dict[str, Any]) -> None:
-        rule = DiagGGN(group["lr"], group["damping"])
-        trained = [parameter for parameter in group["params"] if parameter.grad is not None]
-        updated = [rule.update(parameter, _quantities(parameter)) for parameter in trained]
-        for parameter, new in zip(trained, updated, strict=True):
-            parameter.copy_(new)
-
-
-def _quantities(parameter: Tensor) -> dict[str, Tensor]:
-    curvature = getattr(parameter, "diag_ggn_mc", None)
-    if parameter.grad is None or not isinstance(curvature, Tensor):
-        raise RuntimeError(
-            f"a parameter of shape {list(parameter.shape)} has a gradient and no diag_ggn_mc: "
-            "extend(model), extend(loss), and call backward() inside `with backpack(DiagGGNMC()):`"
-        )
-    return {"grad": parameter.grad, "diag_ggn_mc": curvature}

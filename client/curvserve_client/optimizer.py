@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, overload
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .handles import RemoteParameter
-from .rules import DiagGGN
+from .local import LocalDiagGGN, options_of, rule_of
+from .rules import DiagGGN, override_rule
 from .session import RemoteSession
 from .types import StepResult
 
@@ -23,7 +23,7 @@ class _Batch:
     result: StepResult | None = None
 
 
-class RemoteDiagGGNOptimizer(torch.optim.Optimizer):
+class RemoteDiagGGNOptimizer(LocalDiagGGN):
     """p -= lr * grad / (diag_ggn_mc + damping), there or here.
 
     Given the handles of `RemoteSession.parameters()`, `step_on(x, y)` has the server compute and
@@ -38,6 +38,7 @@ class RemoteDiagGGNOptimizer(torch.optim.Optimizer):
     """
 
     _batch: _Batch | None = None
+    _remedy = "get both from mirror.loss(x, y).backward()"
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class RemoteDiagGGNOptimizer(torch.optim.Optimizer):
         damping: float = DiagGGN.damping,
         *,
         step_size: float | None = None,
+        **options: float,
     ) -> None:
         """Take parameters, or groups of them with an `lr` and a `damping` of their own.
 
@@ -54,33 +56,30 @@ class RemoteDiagGGNOptimizer(torch.optim.Optimizer):
             lr: step size, >= 0.
             damping: what is added to the curvature, > 0.
             step_size: another name for `lr`, which it replaces.
+            options: other options of `DiagGGN`. Those not given are the session's own in
+                `step_on`, and the rule's defaults in `step`.
 
         Raises:
-            InvalidRule: `lr` or `damping` is out of its range.
+            InvalidRule: an option is unknown or out of its range.
             ValueError: handles of several sessions, or handles among other parameters.
         """
         lr = lr if step_size is None else step_size
-        super().__init__(params, {"lr": lr, "damping": damping})
+        override_rule(DiagGGN(), options)  # which refuses what is unknown
+        super().__init__(params, {"lr": lr, "damping": damping, **options})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; `step_size` is taken for `lr` here too.
 
         Args:
-            param_group: `params`, and `lr` and `damping` where they differ from the defaults.
+            param_group: `params`, and any of the options where they differ from the defaults.
 
         Raises:
-            InvalidRule: `lr` or `damping` is out of its range.
+            InvalidRule: an option is out of its range.
             ValueError: handles of several sessions, or handles among other parameters.
         """
         if "step_size" in param_group:
             param_group["lr"] = param_group.pop("step_size")
         super().add_param_group(param_group)
-        try:
-            _rule(self.param_groups[-1])
-            _check_one_home(self._parameters())
-        except ValueError:
-            self.param_groups.pop()
-            raise
 
     def step_on(self, inputs: Tensor, targets: Tensor) -> StepResult:
         """Let the server take one step on a batch, in one round trip.
@@ -124,77 +123,50 @@ class RemoteDiagGGNOptimizer(torch.optim.Optimizer):
         Parameters without a gradient are left alone, as in torch's own optimizers.
 
         Args:
-            closure: computes the loss again, with backward; called first.
+            closure: computes the loss again, with backward; called first. With a
+                `damping_interval` it is needed, and called once more whenever a step is tried.
 
         Returns:
             The closure's loss, None without one.
 
         Raises:
-            RuntimeError: a gradient without its `diag_ggn_mc`, or handles outside `step_on`.
+            RuntimeError: a gradient without its `diag_ggn_mc`, handles outside `step_on`, or a
+                `damping_interval` without a closure.
         """
         session = self._session()
         if session is not None:
             self._step_there(session)
             return None
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._step_here()
+        loss: float | None = self._step_here(closure)
         return loss
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        _check_one_home(self._parameters())
 
     def _step_there(self, session: RemoteSession) -> None:
         if self._batch is None:
             raise RuntimeError(
                 "nothing is pending: call step_on(inputs, targets) instead of step()"
             )
-        rule = self._common_rule(session)
+        options = self._common_options(session)
         batch = self._batch
-        batch.result = session.step(batch.inputs, batch.targets, lr=rule.lr, damping=rule.damping)
-
-    @torch.no_grad()
-    def _step_here(self) -> None:
-        updates = [
-            (parameter, _rule(group).update(parameter, _quantities(parameter)))
-            for group in self.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        for parameter, updated in updates:
-            parameter.copy_(updated)
-
-    def _parameters(self) -> list[Tensor]:
-        return [parameter for group in self.param_groups for parameter in group["params"]]
+        batch.result = session.step(batch.inputs, batch.targets, **options)
 
     def _session(self) -> RemoteSession | None:
         first = self._parameters()[0]
         return first.session if isinstance(first, RemoteParameter) else None
 
-    def _common_rule(self, session: RemoteSession) -> DiagGGN:
+    def _common_options(self, session: RemoteSession) -> dict[str, float]:
         here = {parameter.remote_name for parameter in self._parameters()}  # type: ignore[attr-defined]
         absent = [
             handle.remote_name for handle in session.parameters() if handle.remote_name not in here
         ]
         if absent:
             raise ValueError(f"a step changes every parameter; not given: {', '.join(absent)}")
-        rules = {_rule(group) for group in self.param_groups}
-        if len(rules) > 1:
-            raise ValueError("a step has one lr and one damping; the parameter groups differ")
-        return rules.pop()
-
-
-def _rule(group: dict[str, Any]) -> DiagGGN:
-    return DiagGGN(lr=float(group["lr"]), damping=float(group["damping"]))
-
-
-def _quantities(parameter: Tensor) -> dict[str, Tensor]:
-    curvature = getattr(parameter, "diag_ggn_mc", None)
-    if parameter.grad is None or curvature is None:
-        raise RuntimeError(
-            f"a parameter of shape {list(parameter.shape)} has a gradient and no diag_ggn_mc: "
-            "get both from mirror.loss(x, y).backward()"
-        )
-    return {"grad": parameter.grad, "diag_ggn_mc": curvature}
+        if len({rule_of(group) for group in self.param_groups}) > 1:
+            raise ValueError("a step has one set of options; the parameter groups differ")
+        return options_of(self.param_groups[0])
 
 
 def _check_one_home(parameters: list[Tensor]) -> None:

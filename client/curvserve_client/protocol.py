@@ -177,7 +177,7 @@ def step(
         _path(session, "step"),
         f"a step of session {session!r}",
         lambda answer: StepResult.from_dict(answer.json()),
-        query={option: repr(float(value)) for option, value in options.items()},
+        query={option: json.dumps(value) for option, value in options.items()},
         headers=_accept(JSON) | _change(version, key) | {"Content-Type": wire.MEDIA_TYPE},
         parts=_batch(inputs, targets),
     )

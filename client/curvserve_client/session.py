@@ -137,6 +137,7 @@ class RemoteSession:
         *,
         lr: float | None = None,
         damping: float | None = None,
+        **options: float,
     ) -> StepResult:
         """Let the server take one step on a batch: compute and apply, or change nothing.
 
@@ -145,14 +146,16 @@ class RemoteSession:
             targets: one per sample.
             lr: step size of this step; None for the session's own.
             damping: damping of this step; None for the session's own.
+            options: other options of the session's rule, for this step.
 
         Raises:
+            InvalidRule: the rule has no such option, or it is out of its range.
             StaleVersion: somebody else changed the session meanwhile.
             NonFinite: loss, gradient, curvature or new parameters are not finite.
         """
-        given = {"lr": lr, "damping": damping}
-        options = {name: value for name, value in given.items() if value is not None}
-        request = protocol.step(self.name, inputs, targets, options, self._version, _new_key())
+        given = {"lr": lr, "damping": damping, **options}
+        replaced = {name: value for name, value in given.items() if value is not None}
+        request = protocol.step(self.name, inputs, targets, replaced, self._version, _new_key())
         result = self._transport.send(request)
         self._version = result.version
         return result

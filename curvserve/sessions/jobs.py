@@ -157,7 +157,7 @@ def differentiate(
         )
     check_finite({"loss": found.loss})
     for quantity in quantities:
-        check_finite(dict(named(quantity, found.quantities[quantity])))
+        check_finite(named(quantity, found.quantities[quantity]))
     return found, _metrics(replica, found.outputs, targets)
 
 
@@ -171,16 +171,9 @@ def loss_at(
         return float(replica.loss(network(inputs), targets))
 
 
-def named(quantity: str, found: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of a quantity under `quantity.parameter`; Kronecker factors are several.
-
-    Args:
-        quantity: its name.
-        found: parameter name -> tensor, or list of factors.
-    """
-    for name, value in found.items():
-        for number, tensor in enumerate(value if isinstance(value, list) else [value]):
-            yield f"{quantity}.{name}" + (f".{number}" if isinstance(value, list) else ""), tensor
+def named(group: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `group.name` -> tensor, or list of Kronecker factors."""
+    return {f"{group}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def _to_device(replica: Replica, batch: Tensors) -> tuple[Tensor, Tensor]:

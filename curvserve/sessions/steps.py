@@ -69,7 +69,7 @@ def forward_backward(
         new = Pending(found.quantities, found.loss, metrics, len(batch["inputs"]))
         pending = new if before is None else before.and_then(new)
         for quantity, tensors in pending.quantities.items():
-            check_finite(dict(jobs.named(quantity, tensors)))
+            check_finite(jobs.named(quantity, tensors))
         norms = _norms(pending.quantities["grad"])
     return pending, ForwardBackwardResult(
         loss=found.loss.item(),
@@ -132,8 +132,8 @@ def _applied(
     update = rule.update(
         state.parameters, pending.quantities, state.rule_state, loss=pending.loss, loss_at=loss_at
     )
-    check_finite({f"parameter.{name}": tensor for name, tensor in update.parameters.items()})
-    _check_state(update.state)
+    check_finite(jobs.named("parameter", update.parameters))
+    _check_state(state.rule_state, update.state)
     norm = _distance(state.parameters, update.parameters)
     check_finite({"step_norm": norm})
     after = state.stepped(update.parameters, buffers, update.state)
@@ -155,10 +155,13 @@ def _check_range(rule: Rule, parameters: Tensors) -> None:
             raise InvalidRule(f"{option} is {value!r}", expected=f"{option}: at most {largest:g}")
 
 
-def _check_state(state: RuleState) -> None:
-    for slot, tensors in state.tensors.items():
-        if tensors:
-            check_finite(dict(jobs.named(f"rule.{slot}", tensors)))
+def _check_state(before: RuleState, after: RuleState) -> None:
+    """Refuse what a rule would remember that is not finite; what it kept was looked at before."""
+    for slot, tensors in after.tensors.items():
+        kept = before.tensors.get(slot, {})
+        new = {name: tensor for name, tensor in tensors.items() if tensor is not kept.get(name)}
+        if new:
+            check_finite(jobs.named(f"rule.{slot}", new))
 
 
 def _norms(gradients: Tensors) -> dict[str, float]:

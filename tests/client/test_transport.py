@@ -32,7 +32,14 @@ INFO = SessionInfo(
     parameters={"weight": ParameterSpec((2,), "float32")},
     created="2026-01-01T00:00:00Z",
 )
-STEP = {"loss": 2.5, "metrics": {"accuracy": 0.5}, "version": 4, "step_norm": 0.1, "samples": 2}
+STEP = {
+    "loss": 2.5,
+    "metrics": {"accuracy": 0.5},
+    "version": 4,
+    "step_norm": 0.1,
+    "samples": 2,
+    "update": {},
+}
 BATCH = (torch.ones(2, 3), torch.tensor([0, 1]))
 
 

@@ -58,10 +58,23 @@ RECORDS = st.one_of(
     ),
     st.builds(EvaluateResult, loss=FLOATS, metrics=METRICS, version=SIZES, samples=SIZES),
     st.builds(
-        StepResult, loss=FLOATS, metrics=METRICS, version=SIZES, step_norm=FLOATS, samples=SIZES
+        StepResult,
+        loss=FLOATS,
+        metrics=METRICS,
+        version=SIZES,
+        step_norm=FLOATS,
+        samples=SIZES,
+        update=METRICS,
     ),
 )
-STEP = StepResult(loss=2.5, metrics={"accuracy": 0.5}, version=4, step_norm=0.1, samples=2)
+STEP = StepResult(
+    loss=2.5,
+    metrics={"accuracy": 0.5},
+    version=4,
+    step_norm=0.1,
+    samples=2,
+    update={"damping": 1.0},
+)
 CURVATURE = CurvatureResult(
     loss=0.1,
     metrics={"accuracy": 1 / 3},

@@ -6,7 +6,7 @@ import httpx
 import pytest
 import torch
 from curvserve_client.errors import PROBLEMS
-from curvserve_client.rules import DiagGGN
+from curvserve_client.rules import DiagGGN, RuleState
 from curvserve_client.types import CurvatureResult, EvaluateResult, StepResult, draw_seed
 from curvserve_client.wire import MEDIA_TYPE, decode
 
@@ -73,11 +73,11 @@ def test_a_step_is_the_rule_applied_to_the_curvature(session: SessionApi) -> Non
     found = quantities(session.send("curvature", body(digits())))
     answer = session.send("step", body(digits()), version=0)
     result = StepResult.from_dict(answer.json())
-    expected = {
-        name: DiagGGN().update(p, {q: tensors[name] for q, tensors in found.tensors.items()})
-        for name, p in before.items()
-    }
-    assert equal(session.parameters(), expected)
+    made = DiagGGN().update(
+        before, found.tensors, RuleState(), loss=found.loss, loss_at=lambda _: 0.0
+    )
+    assert equal(session.parameters(), made.parameters)
+    assert result.update == made.metrics == {"damping": 1.0}
     assert (result.version, answer.headers["etag"], result.samples) == (1, '"1"', 8)
     assert result.loss == found.loss and result.step_norm > 0
 

@@ -35,9 +35,13 @@ def test_a_step_is_the_rule_applied_to_what_curvature_answers() -> None:
     replica, state = begin(PLAIN, DiagGGN(lr=0.3, damping=0.1))
     found = jobs.curvature(replica, state, batch(), ("grad", "diag_ggn_mc"), 1)
     after, result = jobs.step(replica, state, batch(), state.rule)
-    for name, tensor in state.parameters.items():
-        given = {quantity: found.tensors[quantity][name] for quantity in found.tensors}
-        assert torch.equal(after.parameters[name], state.rule.update(tensor, given))
+    made = state.rule.update(
+        state.parameters, found.tensors, state.rule_state, loss=found.loss, loss_at=lambda _: 0.0
+    )
+    for name, tensor in made.parameters.items():
+        assert torch.equal(after.parameters[name], tensor)
+    assert after.rule_state.scalars == made.state.scalars
+    assert result.update == made.metrics
     assert result.loss == found.loss
 
 

@@ -96,7 +96,7 @@ def test_changes_that_take_whatever_is_current_come_one_after_another() -> None:
     in_session(test)
 
 
-@pytest.mark.parametrize("options", [{"lr": -1.0}, {"momentum": 0.9}, {"damping": 0.0}])
+@pytest.mark.parametrize("options", [{"lr": -1.0}, {"nesterov": 0.9}, {"damping": 0.0}])
 def test_a_change_that_fails_changes_nothing_and_frees_its_key(options: dict[str, float]) -> None:
     async def test(session: Session, _: Sessions) -> None:
         before, state = copies(session.state), session.state

@@ -4,41 +4,41 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from .options import check_at_least_zero
+from .base import LossAt, RuleState, Tensors, Update
+from .options import AT_LEAST_ZERO, Checked, option
+from .steps import stepped
 
 
 @dataclass(frozen=True)
-class SGD:
+class SGD(Checked):
     """p - lr * g, with g the gradient of the mean loss over the batch.
 
     Attributes:
-        lr: step size, >= 0.
+        lr: step size.
     """
 
-    lr: float = 0.05
+    lr: float = option(0.05, AT_LEAST_ZERO)
 
     name: ClassVar[str] = "sgd"
-    quantities: ClassVar[tuple[str, ...]] = ("grad",)
 
-    def __post_init__(self) -> None:
-        """Check the options.
+    def start(self, parameters: Tensors) -> RuleState:
+        """See `Rule`."""
+        return RuleState()
 
-        Raises:
-            InvalidRule: an option is out of its range.
-        """
-        check_at_least_zero("lr", self.lr)
+    def quantities(self, state: RuleState) -> tuple[str, ...]:
+        """See `Rule`."""
+        return ("grad",)
 
-    def update(self, parameter: Tensor, quantities: Mapping[str, Tensor]) -> Tensor:
-        """Return the parameter after one step, out of place.
-
-        Args:
-            parameter: any shape.
-            quantities: `grad`, of the parameter's shape.
-
-        Returns:
-            A new tensor of the parameter's shape, dtype and device.
-        """
-        return torch.add(parameter, quantities["grad"], alpha=-self.lr)
+    def update(
+        self,
+        parameters: Tensors,
+        quantities: Mapping[str, Tensors],
+        state: RuleState,
+        *,
+        loss: Tensor | float,
+        loss_at: LossAt,
+    ) -> Update:
+        """See `Rule`; reads `grad`, of the parameter's shape."""
+        return Update(stepped(parameters, quantities["grad"], self.lr), state.counted(), {})

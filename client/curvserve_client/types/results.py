@@ -53,6 +53,7 @@ class StepResult:
         version: the version after the step.
         step_norm: the Euclidean norm of the change over all parameters.
         samples: the number of samples in the batch.
+        update: what the rule tells of the step (the damping, the share clipped, ...) -> value.
     """
 
     loss: float
@@ -60,6 +61,7 @@ class StepResult:
     version: int
     step_norm: float
     samples: int
+    update: Mapping[str, float]
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
@@ -70,6 +72,7 @@ class StepResult:
             version=whole(document, "version"),
             step_norm=number(document, "step_norm"),
             samples=whole(document, "samples"),
+            update=numbers(document, "update"),
         )
 
     def to_dict(self) -> dict[str, Any]:
