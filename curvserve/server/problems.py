@@ -1,8 +1,8 @@
 """Every error as an RFC 9457 problem document; no traceback and no path leaves the server."""
 
 import json
-import math
 import logging
+import math
 from typing import Any
 
 from curvserve_client.errors import (

@@ -229,9 +229,7 @@ class Sessions:
         seed = stored.record.seed if seed is None else seed
         return await self._executor.adopt(state_of(snapshot, model, seed, chosen))
 
-    def _recovered(
-        self, stored: Stored, state: SessionState, differences: list[str]
-    ) -> Session:
+    def _recovered(self, stored: Stored, state: SessionState, differences: list[str]) -> Session:
         finished = [
             (each.key, each.fingerprint, Receipt(each.version, dict(each.answer)))
             for each in stored.answered

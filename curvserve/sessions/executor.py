@@ -106,9 +106,7 @@ class InlineExecutor:
     async def initial_tensors(self, model: str, seed: int) -> tuple[Tensors, Tensors]:
         """See `Executor`."""
         # not on the device's thread: a session can begin while another's step computes
-        return await asyncio.to_thread(
-            initial_tensors, self._models[model], self._device, seed
-        )
+        return await asyncio.to_thread(initial_tensors, self._models[model], self._device, seed)
 
     async def evaluate(self, state: SessionState, batch: Tensors) -> EvaluateResult:
         """See `Executor`."""

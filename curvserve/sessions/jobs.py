@@ -161,9 +161,7 @@ def differentiate(
     return found, _metrics(replica, found.outputs, targets)
 
 
-def loss_at(
-    replica: Replica, state: SessionState, parameters: Tensors, batch: Tensors
-) -> float:
+def loss_at(replica: Replica, state: SessionState, parameters: Tensors, batch: Tensors) -> float:
     """Return the loss of a batch at other parameters, in the mode and with the draws of a step."""
     inputs, targets = _to_device(replica, batch)
     network = replica.bind(replace(state, parameters=parameters)).train()

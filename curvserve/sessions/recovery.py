@@ -81,9 +81,7 @@ class Recovery:
             ("buffer", state.buffers, buffers),
         ):
             _check_same(kind, stored, built)
-        return await self._executor.adopt(
-            state.reordered(list(parameters), list(buffers))
-        )
+        return await self._executor.adopt(state.reordered(list(parameters), list(buffers)))
 
     async def _repeated(self, session: str, state: SessionState, change: Change) -> SessionState:
         batches = [decode(await self._durability.read(session, ref))[0] for ref in change.batches]

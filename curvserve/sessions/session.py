@@ -330,9 +330,7 @@ class Session:
 
         async def compute(state: SessionState) -> _Outcome:
             given = await tensors()
-            after, ref = await asyncio.gather(
-                self._executor.load(state, given), self._write(given)
-            )
+            after, ref = await asyncio.gather(self._executor.load(state, given), self._write(given))
             return _Outcome(after, {"version": after.version}, [ref])
 
         return await self._change(Kind.LOAD, request, compute)
@@ -526,16 +524,16 @@ class Session:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.cancelled():
-                raise Draining(f"the server stops before the request's turn; {_UNCHANGED}") from None
+                raise Draining(
+                    f"the server stops before the request's turn; {_UNCHANGED}"
+                ) from None
             raise
         finally:
             gone.cancel()
             if not task.done():
                 task.add_done_callback(self._unattended)
 
-    def _let_go(
-        self, ticket: Ticket, task: asyncio.Task[Any], gone: bool, seconds: float
-    ) -> None:
+    def _let_go(self, ticket: Ticket, task: asyncio.Task[Any], gone: bool, seconds: float) -> None:
         """Drop work whose caller does not wait any more; one that is committed is waited for."""
         stage = ticket.stage
         if gone and stage is not Stage.QUEUED:

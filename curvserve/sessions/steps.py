@@ -39,7 +39,9 @@ def step(
         OutOfMemory: the device cannot hold the batch.
     """
     with jobs.told_as_problems(), torch.no_grad():
-        found, metrics = jobs.differentiate(replica, state, batch, rule.quantities(state.rule_state))
+        found, metrics = jobs.differentiate(
+            replica, state, batch, rule.quantities(state.rule_state)
+        )
 
         def loss_at(parameters: Tensors) -> float:
             return jobs.loss_at(replica, state, parameters, batch)

@@ -12,7 +12,14 @@ from .results import (
     ForwardBackwardResult,
     StepResult,
 )
-from .specifications import CheckpointSpec, ModelSpec, ParameterSpec, SessionInfo, TensorSpec, dtype_name
+from .specifications import (
+    CheckpointSpec,
+    ModelSpec,
+    ParameterSpec,
+    SessionInfo,
+    TensorSpec,
+    dtype_name,
+)
 
 __all__ = [
     "CheckpointSpec",

@@ -49,9 +49,7 @@ async def list_checkpoints(session: InSession) -> Response:
     summary="Keep the current version",
     openapi_extra=_DOCUMENT,
     responses={201: {"model": CheckpointSpec}}
-    | problems(
-        "unknown_session", *BODY, "invalid_request", "checkpoint_exists", "storage_failed"
-    ),
+    | problems("unknown_session", *BODY, "invalid_request", "checkpoint_exists", "storage_failed"),
 )
 async def create_checkpoint(request: Request, session: InSession, context: InContext) -> Response:
     """Keep the current version under a name.

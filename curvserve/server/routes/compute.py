@@ -64,9 +64,7 @@ async def curvature(
     rounded = _rounded(bfloat16, wanted)
     expected = preconditions.optional_version(request)
     async with receive_batch(request, session, context) as arrived:
-        result = await session.curvature(
-            arrived.read, wanted, mc_samples, expected, arrived.caller
-        )
+        result = await session.curvature(arrived.read, wanted, mc_samples, expected, arrived.caller)
     found, metadata = result.to_wire()
     return await tensor_answer(request, _round(found, rounded), metadata, result.version)
 
@@ -86,9 +84,7 @@ async def step(request: Request, session: InSession, context: InContext) -> Resp
     change = change_of(request)
     options = options_of(request.query_params)
     async with receive_batch(request, session, context) as arrived:
-        receipt = await session.step(
-            change(arrived.body, arrived.caller), arrived.read, options
-        )
+        receipt = await session.step(change(arrived.body, arrived.caller), arrived.read, options)
     return receipt_answer(session, receipt)
 
 

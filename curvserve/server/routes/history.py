@@ -51,6 +51,4 @@ async def events(
     """
     async with aclosing(context.sessions.events.watch(last_seen)) as found:
         async for event in found:
-            yield ServerSentEvent(
-                data=dict(event.members), event=event.kind, id=str(event.number)
-            )
+            yield ServerSentEvent(data=dict(event.members), event=event.kind, id=str(event.number))

@@ -6,10 +6,8 @@ from curvserve_client.wire import MEDIA_TYPE
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ...sessions import Change, Tensors
 from .. import preconditions, tensors
-from ..answers import etag, json_answer, tensor_answer
-from ..body import receive
+from ..answers import etag, tensor_answer
 from ..context import InContext, InSession
 
 router = APIRouter(prefix="/v1/sessions/{name}/parameters", tags=["parameters"])
