@@ -16,10 +16,13 @@ from .. import preconditions, tensors
 from ..answers import json_answer, tensor_answer
 from ..body import JSON, Body, receive
 from ..context import Context, InContext, InSession
+from ..openapi import BODY, CHANGE, problems
 
 router = APIRouter(prefix="/v1/sessions/{name}", tags=["compute"])
 
 MAX_MC_SAMPLES = 1024
+
+_COMPUTE = ("unknown_session", *BODY, "invalid_batch", "non_finite", "out_of_memory")
 
 _BATCH: dict[str, Any] = {
     "requestBody": {
@@ -43,7 +46,7 @@ _BATCH: dict[str, Any] = {
     "/evaluate",
     summary="Loss and metrics",
     openapi_extra=_BATCH,
-    responses={200: {"model": EvaluateResult}},
+    responses={200: {"model": EvaluateResult}} | problems(*_COMPUTE),
 )
 async def evaluate(request: Request, session: InSession, context: InContext) -> Response:
     """Return loss and metrics of a batch in evaluation mode; changes nothing."""
@@ -56,7 +59,8 @@ async def evaluate(request: Request, session: InSession, context: InContext) -> 
     "/curvature",
     summary="Gradient and curvature",
     openapi_extra=_BATCH,
-    responses={200: {"content": {MEDIA_TYPE: {}}}},
+    responses={200: {"content": {MEDIA_TYPE: {}}}}
+    | problems(*_COMPUTE, "unknown_quantity", "invalid_request", "stale_version"),
 )
 async def curvature(
     request: Request,
@@ -82,7 +86,8 @@ async def curvature(
     "/step",
     summary="One step of the rule",
     openapi_extra=_BATCH,
-    responses={200: {"model": StepResult}},
+    responses={200: {"model": StepResult}}
+    | problems(*_COMPUTE, *CHANGE, "invalid_rule", "unknown_quantity"),
 )
 async def step(request: Request, session: InSession, context: InContext) -> Response:
     """Compute and apply one step, exactly once; needs Idempotency-Key and If-Match.

@@ -11,13 +11,19 @@ from .. import preconditions, tensors
 from ..answers import etag, json_answer, tensor_answer
 from ..body import receive
 from ..context import InContext, InSession
+from ..openapi import BODY, CHANGE, problems
 
 router = APIRouter(prefix="/v1/sessions/{name}/parameters", tags=["parameters"])
 
 _TENSORS = {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
 
 
-@router.get("", summary="Read the parameters", responses={200: _TENSORS})
+@router.get(
+    "",
+    summary="Read the parameters",
+    responses={200: _TENSORS, 304: {"description": "The caller has this version."}}
+    | problems("unknown_session", "invalid_request"),
+)
 async def get_parameters(request: Request, session: InSession) -> Response:
     """Return every parameter of the current version; 304 where If-None-Match names it."""
     state = session.state
@@ -27,7 +33,12 @@ async def get_parameters(request: Request, session: InSession) -> Response:
     return await tensor_answer(request, found, {"version": str(state.version)}, state.version)
 
 
-@router.put("", summary="Replace the parameters", openapi_extra={"requestBody": _TENSORS})
+@router.put(
+    "",
+    summary="Replace the parameters",
+    openapi_extra={"requestBody": _TENSORS},
+    responses=problems("unknown_session", *CHANGE, *BODY, "invalid_batch", "non_finite"),
+)
 async def put_parameters(request: Request, session: InSession, context: InContext) -> Response:
     """Replace every parameter, exactly once; needs Idempotency-Key and If-Match."""
     key = preconditions.idempotency_key(request)

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from ..answers import json_answer
 from ..body import receive
 from ..context import InContext, InSession
+from ..openapi import BODY, problems
 from ..problems import first_error
 from ..tensors import parse_json
 
@@ -39,7 +40,13 @@ _BODY: dict[str, Any] = {
 }
 
 
-@router.post("", status_code=201, summary="Begin a session", openapi_extra=_BODY)
+@router.post(
+    "",
+    status_code=201,
+    summary="Begin a session",
+    openapi_extra=_BODY,
+    responses=problems(*BODY, "invalid_request", "invalid_rule", "unknown_model", "session_exists"),
+)
 async def create_session(request: Request, context: InContext) -> Response:
     """Begin a session of a model at version 0; its parameters are drawn from the seed."""
     wanted = await _read(request, context)
@@ -58,13 +65,15 @@ async def list_sessions(context: InContext) -> Response:
     return json_answer({"sessions": documents})
 
 
-@router.get("/{name}", summary="One session")
+@router.get("/{name}", summary="One session", responses=problems("unknown_session"))
 async def get_session(session: InSession) -> Response:
     """Return a session as it is now."""
     return json_answer(session.describe().to_dict(), session.state.version)
 
 
-@router.delete("/{name}", status_code=204, summary="End a session")
+@router.delete(
+    "/{name}", status_code=204, summary="End a session", responses=problems("unknown_session")
+)
 async def delete_session(session: InSession, context: InContext) -> Response:
     """End a session once the change that it has under way is done."""
     await context.sessions.delete(session.name)
