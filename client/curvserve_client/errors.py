@@ -123,6 +123,7 @@ class Unauthorized(ProblemError):
     """No API key, or one that is not known."""
 
     code, status, title = "unauthorized", 401, "A valid API key is needed"
+    advice = "give connect or Client an api_key, or set CURVSERVE_API_KEY"
 
 
 class Forbidden(ProblemError):

@@ -4,12 +4,12 @@ from curvserve_client.errors import Forbidden, NotFound, ProblemError, Unauthori
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..api_keys import KeyRing
-from .exchange import exchange_of
+from ..api_keys import ApiKey, KeyRing
+from .exchange import Exchange, exchange_of
 from .problems import problem_answer
 from .route_table import NO_ROUTE
 
-_REALM = 'Bearer realm="curvserve"'
+_ERRORS = {Unauthorized: "invalid_token", Forbidden: "insufficient_scope"}
 
 
 class Access:
@@ -30,37 +30,42 @@ class Access:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request = Request(scope)
-        refusal = self._refuse(request)
-        if refusal is None:
+        request, exchange = Request(scope), exchange_of(scope)
+        try:
+            self._check(exchange, request.headers.get("authorization", ""))
+        except ProblemError as error:
+            answer = problem_answer(request, error)
+            if type(error) in _ERRORS:
+                answer.headers["www-authenticate"] = _challenge(request, error)
+            await answer(scope, receive, send)
+        else:
             await self._app(scope, receive, send)
-            return
-        error, challenge = refusal
-        answer = problem_answer(request, error)
-        if challenge:
-            answer.headers["www-authenticate"] = challenge
-        await answer(scope, receive, send)
 
-    def _refuse(self, request: Request) -> tuple[ProblemError, str] | None:
-        exchange = exchange_of(request.scope)
+    def _check(self, exchange: Exchange, authorization: str) -> None:
         needed = exchange.call.scope
         if needed is None:
-            return None
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            expected = "Authorization: Bearer KEY"
-            return Unauthorized("the request has no API key", expected=expected), _REALM
-        key = self._keys.find(given.strip())
-        if key is None:
-            unknown = Unauthorized("no such API key is known here")
-            return unknown, f'{_REALM}, error="invalid_token"'
+            return
+        key = self._find(authorization)
         exchange.key = key.name
         if key.scope < needed:
             detail = f"the API key {key.name!r} has the scope {key.scope}"
-            return (
-                Forbidden(detail, expected=f"the scope {needed}"),
-                f'{_REALM}, error="insufficient_scope", scope="{needed}"',
-            )
+            raise Forbidden(detail, expected=f"the scope {needed}")
         if exchange.call is NO_ROUTE:  # said here: what the table does not know is never let in
-            return NotFound(f"{exchange.method} {exchange.path}: Not Found"), ""
-        return None
+            raise NotFound(f"{exchange.method} {exchange.path}: Not Found")
+
+    def _find(self, authorization: str) -> ApiKey:
+        scheme, _, given = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            expected = "Authorization: Bearer KEY"
+            raise Unauthorized("the request has no API key", expected=expected)
+        key = self._keys.find(given.strip())
+        if key is None:
+            raise Unauthorized("no such API key is known here")
+        return key
+
+
+def _challenge(request: Request, error: ProblemError) -> str:
+    realm = 'Bearer realm="curvserve"'
+    if "authorization" not in request.headers:
+        return realm  # RFC 6750, section 3.1: nothing was wrong yet
+    return f'{realm}, error="{_ERRORS[type(error)]}"'

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
+from .. import phases
 from .body import JSON
 
 CHUNK = 256 * 1024
@@ -55,7 +56,8 @@ def json_answer(document: Mapping[str, Any], version: int | None = None) -> Resp
         version: the session's version, where it is about one.
     """
     headers = {} if version is None else {"etag": etag(version)}
-    return Response(_dump(document), headers=headers, media_type=JSON)
+    with phases.measure("encode"):
+        return Response(_dump(document), headers=headers, media_type=JSON)
 
 
 async def tensor_answer(
@@ -70,11 +72,12 @@ async def tensor_answer(
         version: the session's version.
     """
     headers = {"etag": etag(version), "vary": "accept"}
-    if not _wants_json(request):
-        return Parts(encode(tensors, metadata), headers)
-    # number by number in Python: slow, so not on the event loop
-    text = await asyncio.to_thread(_dump_tensors, tensors, metadata)
-    return Response(text, headers=headers, media_type=JSON)
+    with phases.measure("encode"):
+        if not _wants_json(request):
+            return Parts(encode(tensors, metadata), headers)
+        # number by number in Python: slow, so not on the event loop
+        text = await asyncio.to_thread(_dump_tensors, tensors, metadata)
+        return Response(text, headers=headers, media_type=JSON)
 
 
 def _wants_json(request: Request) -> bool:

@@ -19,7 +19,7 @@ _LOG = logging.getLogger("curvserve.access")
 
 
 class Observation:
-    """Middleware: Server-Timing and Durable-Version on every answer, metrics and one line of log after it.
+    """Middleware: Server-Timing and Durable-Version on every answer, metrics and a line of log.
 
     An error that nobody expected is answered here, with the same headers as any other answer, and
     then goes on to the server's log.

@@ -3,12 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
+from curvserve_client import wire
 from curvserve_client.errors import PROBLEMS
 from fastapi import FastAPI
 
 from ..api_keys import Scope
 from .problems import MEDIA_TYPE
 from .route_table import SCOPES
+
+Responses = dict[int | str, dict[str, Any]]
+"""What FastAPI takes as a route's `responses`."""
+
+TENSORS: dict[str, Any] = {"content": {wire.MEDIA_TYPE: {"schema": {"type": "string"}}}}
+"""A body of tensors, in OpenAPI's words."""
+
+FILE: Responses = {200: TENSORS}
+"""The `responses` of a route that answers with tensors."""
 
 BODY = (
     "malformed_body",
@@ -51,7 +61,17 @@ _PROBLEM: dict[str, Any] = {
 }
 
 
-def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
+def done(kind: type, status: int = 200) -> Responses:
+    """Return the `responses` of a route that answers with a document.
+
+    Args:
+        kind: what the document is.
+        status: the answer's status.
+    """
+    return {status: {"model": kind}}
+
+
+def problems(*codes: str) -> Responses:
     """Return the `responses` of a route that can answer these problems.
 
     Args:

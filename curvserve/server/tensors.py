@@ -13,6 +13,7 @@ from curvserve_client.types import ParameterSpec, dtype_name
 from curvserve_client.wire import decode, read_header
 from torch import Tensor
 
+from .. import phases
 from ..models import Model
 from ..models.specification import Described, SampleSpec
 from ..sessions import Tensors
@@ -51,12 +52,13 @@ async def read(body: Body, check: LayoutCheck, dtypes: Mapping[str, torch.dtype]
         MalformedBody: the bytes are not what their content type says.
         InvalidBatch: whatever `check` refuses.
     """
-    if body.media_type == JSON:
-        # number by number in Python: slow, so not on the event loop
-        return await asyncio.to_thread(_from_json, body.data, check, dtypes)
-    infos, _ = read_header(body.data)
-    check(infos)
-    return decode(body.data)[0]
+    with phases.measure("decode"):
+        if body.media_type == JSON:
+            # number by number in Python: slow, so not on the event loop
+            return await asyncio.to_thread(_from_json, body.data, check, dtypes)
+        infos, _ = read_header(body.data)
+        check(infos)
+        return decode(body.data)[0]
 
 
 def check_parameters(current: Tensors, given: Mapping[str, Described]) -> None:

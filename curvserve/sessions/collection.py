@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -229,7 +229,9 @@ class Sessions:
         seed = stored.record.seed if seed is None else seed
         return await self._executor.adopt(state_of(snapshot, model, seed, chosen))
 
-    def _recovered(self, stored: Stored, state: SessionState, differences: list[str]) -> Session:
+    def _recovered(
+        self, stored: Stored, state: SessionState, differences: Sequence[str]
+    ) -> Session:
         finished = [
             (each.key, each.fingerprint, Receipt(each.version, dict(each.answer)))
             for each in stored.answered
@@ -246,7 +248,7 @@ class Sessions:
         recipe: Model,
         state: SessionState,
         machine: Machine,
-        problems: list[str] | None = None,
+        problems: Sequence[str] = (),
     ) -> Session:
         return Session(
             record,
@@ -256,7 +258,7 @@ class Sessions:
             self._executor,
             self._durability,
             self.events,
-            problems or [],
+            problems,
         )
 
     def _check_name(self, name: str) -> None:

@@ -117,8 +117,8 @@ class Machine:
 
     Attributes:
         version: grows by one at every change of the training state.
-        durable_version: the newest version that survives what the storage level promises; None where
-            nothing is kept.
+        durable_version: the newest version that survives what the storage level promises; None
+            where nothing is kept.
         pending: how many batches the pending gradient is made of.
 
     Example:

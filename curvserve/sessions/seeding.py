@@ -30,7 +30,7 @@ class OwnGenerator(TorchDispatchMode):
 
     def __init__(self, seed: int) -> None:
         """Seed the generator."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._generator = torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(

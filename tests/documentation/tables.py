@@ -1,10 +1,12 @@
-"""The tables of docs/engine.md, made from the registries.
+"""The tables of the pages, made from the registries.
 
 python -m tests.documentation.tables writes them anew.
 """
 
 import inspect
 import re
+
+from curvserve_client.errors import PROBLEMS
 
 from curvserve.engine import layers, losses
 from curvserve.engine.layers import LayerRule, recurrent
@@ -24,7 +26,10 @@ from curvserve.engine.quantities import (
     HutchinsonTrace,
     Quantity,
 )
-from tests.documentation.pages import ROOT
+from curvserve.models import resolve
+from curvserve.server import create_app
+from curvserve.server.route_table import SCOPES
+from tests.documentation.pages import PAGES, ROOT
 
 PAGE = ROOT / "docs" / "engine.md"
 FACTORS = (KFAC, KFLR, EKFAC)
@@ -94,12 +99,49 @@ def loss_table() -> str:
     return table(["loss", "curvature"], rows)
 
 
-TABLES = {"extensions": extensions, "layers": kinds, "losses": loss_table}
+def errors() -> str:
+    rows = []
+    for code, problem in PROBLEMS.items():
+        when = inspect.getdoc(problem).splitlines()[0]
+        rows.append([f"`{code}`", str(problem.status), problem.title, when, problem.advice])
+    return table(["code", "status", "title", "when", "what to do"], rows)
+
+
+def calls() -> str:
+    document = create_app([resolve("mnist_cnn")]).openapi()
+    rows = []
+    for call, scope in SCOPES.items():
+        method, path = call.split()
+        answers = document["paths"].get(path, {}).get(method.lower(), {}).get("responses", {})
+        schemas = [
+            answer["content"]["application/problem+json"]["schema"]
+            for status, answer in sorted(answers.items())
+            if "application/problem+json" in answer.get("content", {})
+        ]
+        found = [
+            code for schema in schemas for code in schema["allOf"][1]["properties"]["code"]["enum"]
+        ]
+        own = [
+            f"`{code}`" for code in found if code not in ("unauthorized", "forbidden", "internal")
+        ]
+        rows.append([f"`{call}`", str(scope or "open"), ", ".join(own) or "–"])
+    return table(["call", "scope", "problems"], rows)
+
+
+TABLES = {
+    "extensions": extensions,
+    "layers": kinds,
+    "losses": loss_table,
+    "errors": errors,
+    "calls": calls,
+}
 
 
 def filled(page: str) -> str:
     """The page with its tables made anew."""
     for name, make in TABLES.items():
+        if f"<!-- {name} -->" not in page:
+            continue
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text = make()
         page = re.sub(pattern, lambda m: m[1] + text + "\n" + m[2], page, flags=re.DOTALL)  # noqa: B023
@@ -107,4 +149,5 @@ def filled(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))

@@ -48,8 +48,9 @@ def test_the_engines_page_runs_from_top_to_bottom() -> None:
         exec(compile(block.text, str(block), "exec"), known)
 
 
-def test_the_engines_tables_are_those_of_the_registries() -> None:
-    assert filled(PAGE.read_text()) == PAGE.read_text(), (
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_pages_tables_are_those_of_the_registries(page: Path) -> None:
+    assert filled(page.read_text()) == page.read_text(), (
         "write them anew: python -m tests.documentation.tables"
     )
 

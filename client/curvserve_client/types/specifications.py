@@ -144,7 +144,7 @@ class SessionInfo:
         version: grows by one at every change of the training state.
         durable_version: the newest version that survives what `durability` promises; None at
             `none`.
-        durability: `full`, `process`, `snapshot` or `none`; docs/guarantees.md says what each means.
+        durability: `full`, `process`, `snapshot` or `none`; see docs/guarantees.md.
         seed: the seed of its initial parameters and of every draw (`draw_seed`).
         rule: the name of its update rule.
         options: the rule's options.

@@ -4,7 +4,6 @@ from dataclasses import asdict
 from typing import Any
 
 from curvserve_client.types import CheckpointSpec
-from curvserve_client.wire import MEDIA_TYPE
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
@@ -14,7 +13,7 @@ from ..answers import Parts, json_answer
 from ..body import receive
 from ..context import InContext, InSession
 from ..documents import parse, request_body
-from ..openapi import BODY, problems
+from ..openapi import BODY, FILE, done, problems
 
 router = APIRouter(prefix="/v1/sessions/{name}/checkpoints", tags=["checkpoints"])
 
@@ -29,7 +28,6 @@ class NewCheckpoint(BaseModel):
 
 
 _DOCUMENT: dict[str, Any] = {"requestBody": request_body(NewCheckpoint)}
-_FILE: dict[str, Any] = {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}
 
 
 @router.get(
@@ -48,7 +46,7 @@ async def list_checkpoints(session: InSession) -> Response:
     status_code=201,
     summary="Keep the current version",
     openapi_extra=_DOCUMENT,
-    responses={201: {"model": CheckpointSpec}}
+    responses=done(CheckpointSpec, 201)
     | problems("unknown_session", *BODY, "invalid_request", "checkpoint_exists", "storage_failed"),
 )
 async def create_checkpoint(request: Request, session: InSession, context: InContext) -> Response:
@@ -68,7 +66,7 @@ async def create_checkpoint(request: Request, session: InSession, context: InCon
 @router.get(
     "/{checkpoint}",
     summary="One checkpoint as a file",
-    responses={200: _FILE} | problems("unknown_session", "unknown_checkpoint", "storage_failed"),
+    responses=FILE | problems("unknown_session", "unknown_checkpoint", "storage_failed"),
 )
 async def get_checkpoint(checkpoint: str, session: InSession) -> Response:
     """Return a safetensors file: `parameters.<name>`, `buffers.<name>`, `rule.<slot>.<name>`.

@@ -6,7 +6,6 @@ from typing import Annotated
 import torch
 from curvserve_client.errors import InvalidRequest, UnknownQuantity
 from curvserve_client.types import EvaluateResult, StepResult
-from curvserve_client.wire import MEDIA_TYPE
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
@@ -16,7 +15,7 @@ from ..answers import json_answer, tensor_answer
 from ..batches import BATCH, receive_batch
 from ..changes import change_of, options_of, receipt_answer
 from ..context import Context, InContext, InSession
-from ..openapi import BODY, CHANGE, WORK, problems
+from ..openapi import BODY, CHANGE, FILE, WORK, done, problems
 
 router = APIRouter(prefix="/v1/sessions/{name}", tags=["compute"])
 
@@ -29,7 +28,7 @@ COMPUTE = ("unknown_session", *BODY, *WORK, "invalid_batch", "non_finite", "out_
     "/evaluate",
     summary="Loss and metrics",
     openapi_extra=BATCH,
-    responses={200: {"model": EvaluateResult}} | problems(*COMPUTE),
+    responses=done(EvaluateResult) | problems(*COMPUTE),
 )
 async def evaluate(request: Request, session: InSession, context: InContext) -> Response:
     """Return loss and metrics of a batch in evaluation mode; changes nothing."""
@@ -42,8 +41,7 @@ async def evaluate(request: Request, session: InSession, context: InContext) -> 
     "/curvature",
     summary="Gradient and curvature",
     openapi_extra=BATCH,
-    responses={200: {"content": {MEDIA_TYPE: {}}}}
-    | problems(*COMPUTE, "unknown_quantity", "invalid_request", "stale_version"),
+    responses=FILE | problems(*COMPUTE, "unknown_quantity", "invalid_request", "stale_version"),
 )
 async def curvature(
     request: Request,
@@ -73,7 +71,7 @@ async def curvature(
     "/step",
     summary="One step of the rule",
     openapi_extra=BATCH,
-    responses={200: {"model": StepResult}}
+    responses=done(StepResult)
     | problems(*COMPUTE, *CHANGE, "invalid_rule", "unknown_quantity", "storage_failed"),
 )
 async def step(request: Request, session: InSession, context: InContext) -> Response:

@@ -13,7 +13,7 @@ from ..caller import Caller
 from ..changes import change_of, receipt_answer
 from ..context import InContext, InSession
 from ..documents import parse, request_body
-from ..openapi import BODY, CHANGE, WORK, problems
+from ..openapi import BODY, CHANGE, WORK, done, problems
 from .compute import COMPUTE
 
 router = APIRouter(prefix="/v1/sessions/{name}", tags=["compute"])
@@ -40,7 +40,7 @@ class OptimStep(BaseModel):
     "/forward_backward",
     summary="Gradient and curvature that stay on the server",
     openapi_extra=BATCH,
-    responses={200: {"model": ForwardBackwardResult}}
+    responses=done(ForwardBackwardResult)
     | problems(*COMPUTE, *CHANGE, "unknown_quantity", "storage_failed"),
 )
 async def forward_backward(
@@ -66,7 +66,7 @@ _DOCUMENT: dict[str, Any] = {"requestBody": request_body(OptimStep)}
     "/optim_step",
     summary="One step with what is pending",
     openapi_extra=_DOCUMENT,
-    responses={200: {"model": StepResult}}
+    responses=done(StepResult)
     | problems(
         "unknown_session",
         *BODY,

@@ -2,20 +2,27 @@
 
 from functools import partial
 
-from curvserve_client.wire import MEDIA_TYPE
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from .. import preconditions, tensors
 from ..answers import etag, tensor_answer
+from ..batches import receive_tensors
+from ..changes import change_of, receipt_answer
 from ..context import InContext, InSession
+from ..openapi import BODY, CHANGE, FILE, TENSORS, WORK, Responses, problems
 
 router = APIRouter(prefix="/v1/sessions/{name}/parameters", tags=["parameters"])
 
-_TENSORS = {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
+
+_NOT_MODIFIED: Responses = {304: {"description": "The caller has this version."}}
 
 
-@router.get("", summary="Read the parameters", responses={200: _TENSORS})
+@router.get(
+    "",
+    summary="Read the parameters",
+    responses=FILE | _NOT_MODIFIED | problems("unknown_session", "invalid_request"),
+)
 async def get_parameters(request: Request, session: InSession) -> Response:
     """Return every parameter of the current version; 304 where If-None-Match names it."""
     state = session.state
@@ -25,7 +32,21 @@ async def get_parameters(request: Request, session: InSession) -> Response:
     return await tensor_answer(request, found, {"version": str(state.version)}, state.version)
 
 
-@router.put("", summary="Replace the parameters", openapi_extra={"requestBody": _TENSORS})
+@router.put(
+    "",
+    summary="Replace the parameters",
+    openapi_extra={"requestBody": TENSORS},
+    responses=problems(
+        "unknown_session",
+        *CHANGE,
+        *BODY,
+        *WORK,
+        "invalid_batch",
+        "non_finite",
+        "out_of_memory",
+        "storage_failed",
+    ),
+)
 async def put_parameters(request: Request, session: InSession, context: InContext) -> Response:
     """Replace every parameter, exactly once; needs Idempotency-Key and If-Match."""
     change = change_of(request)

@@ -14,7 +14,7 @@ from ..answers import json_answer
 from ..body import receive
 from ..context import InContext, InSession
 from ..documents import parse, request_body
-from ..openapi import BODY, problems
+from ..openapi import BODY, done, problems
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
@@ -39,7 +39,7 @@ _DOCUMENT: dict[str, Any] = {"requestBody": request_body(NewSession)}
     status_code=201,
     summary="Begin a session",
     openapi_extra=_DOCUMENT,
-    responses={201: {"model": SessionInfo}}
+    responses=done(SessionInfo, 201)
     | problems(
         *BODY,
         "unknown_model",
@@ -82,7 +82,7 @@ async def list_sessions(context: InContext) -> Response:
 @router.get(
     "/{name}",
     summary="One session",
-    responses={200: {"model": SessionInfo}} | problems("unknown_session"),
+    responses=done(SessionInfo) | problems("unknown_session"),
 )
 async def get_session(session: InSession) -> Response:
     """Return a session as it is now."""
