@@ -1,11 +1,12 @@
 """Training states: what a session is, who may change it, who computes and who keeps it."""
 
+from .attendance import Caller, CallerGone, Request
 from .collection import Sessions
 from .durability import Durability
 from .events import Event, Events
 from .executor import Executor, InlineExecutor
 from .machine import Expectation, Kind, Machine, Receipt, Ticket
-from .session import Caller, CallerGone, Request, Session
+from .session import Session
 from .state import SessionState, Tensors
 
 __all__ = [

@@ -1,23 +1,14 @@
 """One session: its current state, the work on it, and what makes each change durable."""
 
 import asyncio
-import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from curvserve_client.errors import (
-    CheckpointExists,
-    CurvserveError,
-    DeadlineExceeded,
-    Draining,
-    Overloaded,
-    ProblemError,
-    StorageFailed,
-)
+from curvserve_client.errors import CheckpointExists, Overloaded, ProblemError, StorageFailed
 from curvserve_client.rules import override_rule, rule_options
 from curvserve_client.types import CurvatureResult, EvaluateResult, ParameterSpec, SessionInfo
 from curvserve_client.wire import encode
@@ -25,15 +16,14 @@ from curvserve_client.wire import encode
 from .. import phases
 from ..failpoints import reached
 from ..models import Model
+from .attendance import Attendance, Caller, Request
 from .durability import Durability
 from .events import Events
 from .executor import Executor
-from .machine import Expectation, Kind, Machine, Receipt, Stage, Ticket
+from .machine import Expectation, Kind, Machine, Receipt, Ticket
 from .pending import Pending
 from .state import SessionState, Tensors
 from .storage import BatchRef, Change, CheckpointInfo, SessionRecord
-
-log = logging.getLogger("curvserve.sessions")
 
 BatchReader = Callable[[], Awaitable[Tensors]]
 """Reads and checks what a caller sent; called only where the request is to be carried out."""
@@ -44,44 +34,6 @@ T = TypeVar("T")
 
 HISTORY = 4096
 """Steps that `history` can tell of."""
-
-_UNCHANGED = "the session is unchanged"
-
-
-class Caller(Protocol):
-    """The one who waits for an answer.
-
-    Attributes:
-        seconds: how long the answer may take.
-    """
-
-    @property
-    def seconds(self) -> float:
-        """See above."""
-
-    async def gone(self) -> None:
-        """Return once nobody waits any more."""
-
-
-class CallerGone(Exception):
-    """Nobody waits for the answer any more; the work has been dropped, or goes on unattended."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What every request that changes a session says of itself.
-
-    Attributes:
-        key: its idempotency key.
-        fingerprint: a digest of the whole request.
-        expectation: the versions that it may be applied to.
-        caller: who waits for the answer.
-    """
-
-    key: str
-    fingerprint: bytes
-    expectation: Expectation
-    caller: Caller
 
 
 @dataclass(frozen=True)
@@ -148,9 +100,9 @@ class Session:
         self._executor = executor
         self._durability = durability
         self._events = events
+        self._attendance = Attendance(record.name, machine)
         self._turn = asyncio.Lock()
         self._pending: Pending | None = None
-        self._work: dict[asyncio.Task[Any], Ticket] = {}
         self._seconds = 0.0
         self._history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
 
@@ -382,14 +334,11 @@ class Session:
 
     async def idle(self) -> None:
         """Return once nothing is admitted any more."""
-        while self._work:
-            await asyncio.wait(self._work)
+        await self._attendance.idle()
 
     def withdraw(self) -> None:
         """Drop what has not begun."""
-        for task, ticket in self._work.items():
-            if ticket.stage is Stage.QUEUED:
-                task.cancel()
+        self._attendance.withdraw()
 
     async def close(self) -> None:
         """Keep the last version in a snapshot, so that the next start has nothing to replay."""
@@ -415,7 +364,7 @@ class Session:
             self._machine.read(ticket)
             return found
 
-        return await self._attend(ticket, work(), caller)
+        return await self._attendance.attend(ticket, work(), caller)
 
     async def _change(
         self,
@@ -428,7 +377,9 @@ class Session:
         done = self._machine.admit(ticket)
         if done is not None:
             return done
-        return await self._attend(ticket, self._carry_out(ticket, compute), request.caller)
+        return await self._attendance.attend(
+            ticket, self._carry_out(ticket, compute), request.caller
+        )
 
     async def _carry_out(
         self, ticket: Ticket, compute: Callable[[SessionState], Awaitable[_Outcome]]
@@ -508,54 +459,3 @@ class Session:
     async def _write(self, tensors: Tensors) -> BatchRef:
         """Write a batch beside the computation; what is not committed later is never read."""
         return await self._durability.append(self.name, encode(tensors))
-
-    async def _attend(self, ticket: Ticket, work: Coroutine[Any, Any, T], caller: Caller) -> T:
-        """Wait for work as long as the caller does; the work itself is another task."""
-        task = asyncio.create_task(work)
-        self._work[task] = ticket
-        task.add_done_callback(self._work.pop)
-        gone = asyncio.ensure_future(caller.gone())
-        try:
-            await asyncio.wait(
-                {task, gone}, timeout=caller.seconds, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not task.done():
-                self._let_go(ticket, task, gone.done(), caller.seconds)
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise Draining(
-                    f"the server stops before the request's turn; {_UNCHANGED}"
-                ) from None
-            raise
-        finally:
-            gone.cancel()
-            if not task.done():
-                task.add_done_callback(self._unattended)
-
-    def _let_go(self, ticket: Ticket, task: asyncio.Task[Any], gone: bool, seconds: float) -> None:
-        """Drop work whose caller does not wait any more; one that is committed is waited for."""
-        stage = ticket.stage
-        if gone and stage is not Stage.QUEUED:
-            raise CallerGone  # what has begun is finished all the same
-        self._machine.abandon(ticket)
-        if stage is Stage.QUEUED:
-            task.cancel()
-        if gone:
-            raise CallerGone
-        if stage is not Stage.COMMITTING:
-            what = "waited for its turn" if stage is Stage.QUEUED else "was being computed"
-            raise DeadlineExceeded(f"the request {what} for {seconds:g} s; {_UNCHANGED}")
-
-    def _unattended(self, task: asyncio.Task[Any]) -> None:
-        """Tell the log how work ended that nobody waited for."""
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            expected = isinstance(error, CurvserveError)
-            log.log(
-                logging.INFO if expected else logging.ERROR,
-                "session %s: a request that nobody waited for failed: %s",
-                self.name,
-                error,
-                exc_info=None if expected else error,
-            )
