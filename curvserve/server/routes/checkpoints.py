@@ -23,7 +23,7 @@ class NewCheckpoint(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     rule_state: bool = Field(True, description="Whether what the rule remembers is kept too.")
 
 
