@@ -4,6 +4,9 @@ Nothing here knows HTTP, event loops or how a step is computed. `open_store` giv
 that the sessions talk to; docs/data-folder.md says what lies where and what survives what.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from .digest import digest
 from .errors import (
     Damaged,
@@ -15,6 +18,7 @@ from .errors import (
     StorageFailed,
     UnknownFormat,
 )
+from .folder import FolderStore
 from .memory import MemoryStore
 from .records import (
     REMEMBERED,
@@ -44,6 +48,7 @@ __all__ = [
     "Damaged",
     "FailedChange",
     "FolderInUse",
+    "FolderStore",
     "JournalConflict",
     "Level",
     "MemoryStore",
@@ -62,4 +67,21 @@ __all__ = [
     "decode_state",
     "digest",
     "encode_state",
+    "open_store",
 ]
+
+
+def open_store(path: Path, level: Level, environment: Mapping[str, str]) -> Store:
+    """Return the store of a level; at `none` the folder is not touched.
+
+    Args:
+        path: the data folder, made if missing.
+        level: what an acknowledged change survives.
+        environment: what computes in this epoch: version of torch, device, number of threads.
+
+    Raises:
+        FolderInUse: another process has the folder.
+        UnknownFormat: the folder was written by another version.
+        StorageFailed: the disk refuses.
+    """
+    return MemoryStore() if level is Level.NONE else FolderStore(path, level, environment)

@@ -1,5 +1,8 @@
 """What can go wrong with a data folder."""
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -68,3 +71,20 @@ class NotStored(StorageError, LookupError):
 
 class JournalConflict(StorageError):
     """A change does not follow the session's newest, or its key has been used; nothing is kept."""
+
+
+@contextmanager
+def refused(what: str, broken: bool) -> Iterator[None]:
+    """Tell what the system or SQLite refuses inside the block.
+
+    Args:
+        what: what did not happen, as the beginning of a sentence.
+        broken: whether it is unknown afterwards what the disk holds.
+
+    Raises:
+        StorageFailed: in place of their errors.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise StorageFailed(f"{what}: {error}", broken) from error
