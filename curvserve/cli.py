@@ -60,6 +60,50 @@ def serve(
     tls_key: Annotated[
         Path | None, typer.Option(envvar="CURVSERVE_TLS_KEY", help="Its private key, PEM.")
     ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CURVSERVE_DATA_DIR", help="Folder that keeps sessions; without it none is kept."
+        ),
+    ] = None,
+    durability: Annotated[
+        Literal["full", "process", "snapshot", "none"] | None,
+        typer.Option(
+            envvar="CURVSERVE_DURABILITY",
+            help="What an acknowledged step survives: power loss (full, with --data-dir the "
+            "default), kill -9 (process), nothing until the next snapshot (snapshot), nothing.",
+        ),
+    ] = None,
+    snapshot_every: Annotated[
+        int,
+        typer.Option(min=1, envvar="CURVSERVE_SNAPSHOT_EVERY", help="Steps between two snapshots."),
+    ] = 256,
+    queue: Annotated[
+        int,
+        typer.Option(
+            min=1, envvar="CURVSERVE_QUEUE", help="Requests of one session that may wait."
+        ),
+    ] = 32,
+    work_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.001, envvar="CURVSERVE_WORK_SECONDS", help="Deadline of a received request."
+        ),
+    ] = 600.0,
+    shutdown_seconds: Annotated[
+        int,
+        typer.Option(
+            min=0, envvar="CURVSERVE_SHUTDOWN_SECONDS", help="What admitted work gets at the end."
+        ),
+    ] = 30,
+    notice_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            envvar="CURVSERVE_NOTICE_SECONDS",
+            help="Between not ready and the closed door, for a load balancer to notice.",
+        ),
+    ] = 0.0,
     log_format: Annotated[
         Literal["console", "json"],
         typer.Option(envvar="CURVSERVE_LOG_FORMAT", help="How a line of log is written."),
@@ -76,21 +120,50 @@ def serve(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _add_working_folder()
     from .api_keys import KeyFileError, KeyRing
+    from .failpoints import UnknownFailpoint, arm
     from .models import ModelNotFound, resolve
-    from .server import create_app, logs
+    from .server import Limits, create_app, logs
     from .server.device import DeviceNotFound, find_device
     from .server.run import CannotListen, address_of, listen
     from .server.run import serve as run
     from .server.tls import TLSFileError, tls_context
+    from .sessions.storage import StorageError
+    from .sessions.stores import NoDataFolder, store_opener
 
     logs.configure(log_format, log_level)
+    limits = Limits(
+        queue=queue,
+        work_seconds=work_seconds,
+        shutdown_seconds=shutdown_seconds,
+        notice_seconds=notice_seconds,
+    )
     try:
+        arm()
         keys = KeyRing.read(api_keys) if api_keys else None
         tls = tls_context(tls_cert, tls_key)
         recipes = [resolve(reference) for reference in model or ["mnist_cnn"]]
-        application = create_app(recipes, find_device(device), keys=keys)
+        where = find_device(device)
+        open_store = store_opener(data_dir, durability, where)
+        application = create_app(
+            recipes,
+            where,
+            limits,
+            keys=keys,
+            open_store=open_store,
+            snapshot_every=snapshot_every,
+        )
         listener = listen(host, port, insecure=insecure or keys is not None)
-    except (KeyFileError, TLSFileError, ModelNotFound, DeviceNotFound, CannotListen) as error:
+        application.state.context.durability.open()
+    except (
+        KeyFileError,
+        TLSFileError,
+        ModelNotFound,
+        DeviceNotFound,
+        CannotListen,
+        NoDataFolder,
+        StorageError,
+        UnknownFailpoint,
+    ) as error:
         raise _refusal(str(error)) from None
     names = ", ".join(recipe.name for recipe in recipes)
     address = address_of(listener, tls=tls is not None)

@@ -26,6 +26,11 @@ NAMES = (
 )
 """Every place, in the order in which a step and then a snapshot come by them."""
 
+
+class UnknownFailpoint(ValueError):
+    """The environment names no such place; the text says which there are."""
+
+
 _left: dict[str, int] = {}
 """The armed place -> how often it may still be reached; empty where nothing is armed."""
 
@@ -37,7 +42,7 @@ def arm(environment: Mapping[str, str] = os.environ) -> None:
         environment: where `CURVSERVE_FAILPOINT` is looked up.
 
     Raises:
-        ValueError: there is no such place, or its number is no whole number above 0.
+        UnknownFailpoint: there is no such place, or its number is no whole number above 0.
     """
     _left.clear()
     setting = environment.get(VARIABLE, "")
@@ -45,9 +50,11 @@ def arm(environment: Mapping[str, str] = os.environ) -> None:
         return
     name, _, number = setting.partition(":")
     if name not in NAMES:
-        raise ValueError(f"{VARIABLE} is {setting!r}; the places are {', '.join(NAMES)}")
+        raise UnknownFailpoint(f"{VARIABLE} is {setting!r}; the places are {', '.join(NAMES)}")
     if number and not (number.isascii() and number.isdecimal() and int(number)):
-        raise ValueError(f"{VARIABLE} is {setting!r}; expected a whole number above 0 after ':'")
+        raise UnknownFailpoint(
+            f"{VARIABLE} is {setting!r}; expected a whole number above 0 after ':'"
+        )
     _left[name] = int(number or 1)
 
 

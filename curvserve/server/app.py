@@ -89,10 +89,11 @@ def _lifespan(context: Context) -> Callable[[FastAPI], AbstractAsyncContextManag
                     await context.sessions.create(name, name=name)
             context.ready = True
             yield
-            await context.sessions.close(context.limits.shutdown_seconds)
+            await context.sessions.finish(context.limits.shutdown_seconds)
+            await context.sessions.close()
         finally:
             context.ready = False
-            context.executor.close()
+            context.hung = not context.executor.close(context.limits.shutdown_seconds)
             context.durability.close()
 
     return lifespan

@@ -27,6 +27,7 @@ class Context:
         memory: where bodies are received.
         keys: who may call; anyone where None.
         ready: whether new work is welcome.
+        hung: whether a computation was still under way when the server had stopped.
     """
 
     sessions: Sessions
@@ -38,6 +39,7 @@ class Context:
     memory: BodyMemory
     keys: KeyRing | None = None
     ready: bool = False
+    hung: bool = False
 
 
 def current_context(request: Request) -> Context:

@@ -18,8 +18,9 @@ class Limits:
         head_seconds: time within which a request's line and headers have to arrive.
         work_seconds: time within which the answer to a received request has to be there.
         queue: requests of one session that may wait or be computed at a time.
-        connections: connections that may be open at a time; further ones are answered 503.
-        shutdown_seconds: time that requests under way are given when the server stops.
+        notice_seconds: time between not being ready any more and closing the door, for a load
+            balancer to notice.
+        shutdown_seconds: time that admitted work is given when the server stops.
     """
 
     json_bytes: int = 8 * 1024 * 1024
@@ -30,5 +31,5 @@ class Limits:
     head_seconds: float = 20.0
     work_seconds: float = 600.0
     queue: int = 32
-    connections: int = 4096
+    notice_seconds: float = 0.0
     shutdown_seconds: int = 30

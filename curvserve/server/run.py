@@ -3,6 +3,8 @@
 import asyncio
 import ipaddress
 import logging
+import os
+import resource
 import signal
 import socket
 import ssl
@@ -13,8 +15,13 @@ from fastapi import FastAPI
 
 from ..api_keys import KeyFileError
 from .context import Context
+from .protocol import protocol_class
 
 _LOG = logging.getLogger("curvserve.server")
+
+
+_LAST_ANSWERS = 5
+"""Seconds beside the work's own in which its callers are answered."""
 
 
 class CannotListen(Exception):
@@ -84,12 +91,29 @@ def serve(
         app,
         log_config=None,
         access_log=False,
+        http=protocol_class(context.limits.head_seconds),
         ws="none",
         server_header=False,
         ssl_context_factory=(lambda config, default: tls) if tls else None,
-        timeout_graceful_shutdown=context.limits.shutdown_seconds,
+        timeout_graceful_shutdown=context.limits.shutdown_seconds + _LAST_ANSWERS,
     )
-    _Server(config, context, announcement).run(sockets=[listener])
+    _allow_many_connections()
+    server = _Server(config, context, announcement)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        if context.hung:  # its thread would be waited for at the end of the interpreter
+            _LOG.error("a computation did not end in time; what it comes to is not applied")
+            logging.shutdown()
+            os._exit(1)
+    if not server.started:
+        raise SystemExit(1)
+
+
+def _allow_many_connections() -> None:
+    """Raise the number of open files to what the system allows: slow callers hold connections."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _Server(uvicorn.Server):
@@ -102,13 +126,20 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self.should_exit:
+            return
         if self._context.keys is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_keys)
         print(self._announcement, flush=True)  # noqa: T201  # what scripts and people wait for
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._context.ready = False
+        context = self._context
+        context.ready = False
+        await asyncio.sleep(context.limits.notice_seconds)
+        context.sessions.drain()
+        finishing = asyncio.create_task(context.sessions.finish(context.limits.shutdown_seconds))
         await super().shutdown(sockets)
+        await finishing
 
     def _reload_keys(self) -> None:
         keys = self._context.keys

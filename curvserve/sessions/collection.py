@@ -11,6 +11,7 @@ from curvserve_client.errors import (
     Draining,
     InvalidRequest,
     SessionExists,
+    StorageFailed,
     UnknownCheckpoint,
     UnknownModel,
     UnknownSession,
@@ -76,7 +77,7 @@ class Sessions:
         Raises:
             StorageError: the store cannot be opened.
         """
-        found = await self._durability.open()
+        found = await self._durability.recover()
         self.problems += found.problems
         recovery = Recovery(self.models, self._executor, self._durability, found.epochs)
         for stored in found.sessions:
@@ -183,8 +184,8 @@ class Sessions:
         for session in self._sessions.values():
             session.drain()
 
-    async def close(self, seconds: float) -> None:
-        """End service: let admitted work end, drop what has not begun by then, keep last states.
+    async def finish(self, seconds: float) -> None:
+        """Let admitted work end, drop what has not begun by then, and let every watcher go.
 
         Args:
             seconds: how long the admitted work may take.
@@ -196,9 +197,15 @@ class Sessions:
                 await asyncio.gather(*(session.idle() for session in sessions))
         for session in sessions:
             session.withdraw()
-        for session in sessions:
-            await session.close()
         self.events.close()
+
+    async def close(self) -> None:
+        """Keep the last state of every session in a snapshot."""
+        for session in self.list():
+            try:
+                await session.close()
+            except StorageFailed as error:  # what was acknowledged is in the journal
+                log.error("session %s: no last snapshot: %s", session.name, error)
 
     async def _first_state(
         self, model: str, rule: Rule | None, seed: int | None, from_checkpoint: str

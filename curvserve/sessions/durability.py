@@ -50,7 +50,7 @@ class Durability:
         to_host: Callable[[Tensors], Awaitable[Tensors]],
         snapshot_every: int = SNAPSHOT_EVERY,
     ) -> None:
-        """Prepare; `open` makes the store.
+        """Prepare; `open` or `recover` makes the store.
 
         Args:
             open_store: makes it, in the thread that will use it.
@@ -63,19 +63,24 @@ class Durability:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="curvserve-storage")
         self._store: Store | None = None
 
-    async def open(self) -> Recovered:
-        """Open the store and return what is in it.
+    def open(self) -> None:
+        """Make the store, in its thread, and wait for it.
 
         Raises:
             StorageError: it cannot be opened; the text says why.
         """
+        self._store = self._thread.submit(self._open).result()
+        self.level = self._store.level
 
-        def opened() -> Recovered:
-            self._store = self._open()
-            self.level = self._store.level
-            return self._store.recover()
+    async def recover(self) -> Recovered:
+        """Return what is in the store, which is opened now if it has not been.
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, opened)
+        Raises:
+            StorageError: it cannot be opened or read.
+        """
+        if self._store is None:
+            await asyncio.to_thread(self.open)
+        return await self._run(lambda store: store.recover())
 
     async def create(self, record: SessionRecord, state: SessionState) -> int | None:
         """Keep a session's first state; return its durable version, None where nothing is kept."""

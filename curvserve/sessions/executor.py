@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from time import perf_counter
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 from curvserve_client.rules import Rule
@@ -79,8 +79,8 @@ class Executor(Protocol):
         """Return a state that was read from a file as one that can be computed with."""
         ...
 
-    def close(self) -> None:
-        """Finish what is under way and give everything back."""
+    def close(self, seconds: float) -> bool:
+        """Take nothing more, and tell whether what was under way ended within so many seconds."""
         ...
 
 
@@ -101,6 +101,7 @@ class InlineExecutor:
         self._models = models
         self._device = device
         self._replicas: dict[str, Replica] = {}
+        self._jobs: set[Future[Any]] = set()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="curvserve-compute")
 
     async def initial_tensors(self, model: str, seed: int) -> tuple[Tensors, Tensors]:
@@ -152,12 +153,12 @@ class InlineExecutor:
         """See `Executor`."""
         return await asyncio.to_thread(jobs.adopt, state, self._device)
 
-    def close(self) -> None:
-        """See `Executor`."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+    def close(self, seconds: float) -> bool:
+        """See `Executor`; a thread cannot be ended from outside."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        return not wait(self._jobs, seconds).not_done
 
     async def _run(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
         request, asked = phases.current.get(Phases()), perf_counter()
 
         def timed() -> T:
@@ -165,7 +166,10 @@ class InlineExecutor:
             with request.measure("compute"):
                 return job(*args, **kwargs)
 
-        return await loop.run_in_executor(self._thread, timed)
+        future = self._thread.submit(timed)
+        self._jobs.add(future)
+        future.add_done_callback(self._jobs.discard)
+        return await asyncio.wrap_future(future)
 
     def _on_replica(
         self,

@@ -6,12 +6,13 @@ differs means that something here computes other bits than before: it is told, n
 the state is served, because its steps are the acknowledged ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from curvserve_client.rules import make_rule, override_rule
 from curvserve_client.types import ParameterSpec
 from curvserve_client.wire import decode
+from tqdm import tqdm
 
 from ..models import Model
 from .durability import Durability
@@ -67,7 +68,7 @@ class Recovery:
         state = state_of(stored.snapshot, record.model, record.seed, rule)
         state = await self._adopted(state)
         differences: list[str] = []
-        for change in stored.changes:
+        for change in _shown(record.name, stored.changes):
             state = await self._repeated(record.name, state, change)
             if not differences and await self._digest(state) != change.digest:
                 differences.append(self._difference(change))
@@ -124,6 +125,13 @@ class Recovery:
             f"version {change.version} was repeated with other bits than it had when it was "
             f"acknowledged ({why}); the session goes on from the repeated steps"
         )
+
+
+def _shown(session: str, changes: Sequence[Change]) -> Iterable[Change]:
+    """Return changes that show how far they have come, where a person watches."""
+    described = f"repeating the steps of {session}"
+    shown: Iterable[Change] = tqdm(changes, described, unit=" steps", disable=None, leave=False)
+    return shown
 
 
 def _check_same(kind: str, stored: Tensors, built: Tensors) -> None:
