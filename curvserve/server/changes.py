@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from .. import sessions
 from ..sessions import Receipt, Session
-from . import preconditions
+from . import answers, preconditions
 from .answers import json_answer
 from .body import Body
 from .caller import Caller
@@ -38,7 +38,7 @@ def change_of(request: Request) -> Callable[[Body, Caller], sessions.Request]:
 def receipt_answer(session: Session, receipt: Receipt) -> Response:
     """Return the answer of a change: what it came to, and how far the session is durable now."""
     document = receipt.answer | {"durable_version": session.durable_version}
-    return json_answer(document, receipt.version)
+    return json_answer(document, receipt.version, answers.Receipt)
 
 
 def options_of(query: Mapping[str, str]) -> dict[str, Option]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Any
 
 from curvserve_client.errors import (
     Draining,
@@ -118,7 +119,7 @@ class Sessions:
             InvalidRule: the rule does not fit the model.
             StorageFailed: it could not be written.
         """
-        recipe = self.find_model(model)
+        self.find_model(model)
         if self._draining:
             raise Draining("the server is stopping and takes no new work")
         name = name or self._free_name(model)
@@ -129,7 +130,7 @@ class Sessions:
             record = _record(name, state)
             durable = await self._durability.create(record, state)
             machine = Machine(state.version, durable, capacity=self._queue)
-            self._sessions[name] = self._session(record, recipe, state, machine)
+            self._sessions[name] = self._session(record, state, machine)
         finally:
             self._reserved.discard(name)
         self.events.publish("created", session=name, model=model, version=state.version)
@@ -246,26 +247,27 @@ class Sessions:
         machine = Machine(state.version, state.version, capacity=self._queue, finished=finished)
         problems = [*stored.problems, *differences]
         self.problems += [f"session {stored.record.name}: {problem}" for problem in problems]
-        recipe = self.models[stored.record.model]
-        return self._session(stored.record, recipe, state, machine, problems)
+        steps = [dict(each.answer) for each in stored.answered if "loss" in each.answer]
+        return self._session(stored.record, state, machine, problems, steps)
 
     def _session(
         self,
         record: SessionRecord,
-        recipe: Model,
         state: SessionState,
         machine: Machine,
         problems: Sequence[str] = (),
+        history: Sequence[dict[str, Any]] = (),
     ) -> Session:
         return Session(
             record,
-            recipe,
+            self.models[record.model],
             state,
             machine,
             self._executor,
             self._durability,
             self.events,
             problems,
+            history,
         )
 
     def _check_name(self, name: str) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -79,6 +79,7 @@ class Session:
         durability: Durability,
         events: Events,
         problems: Sequence[str] = (),
+        history: Iterable[dict[str, Any]] = (),
     ) -> None:
         """Begin at a state that `durability` knows already.
 
@@ -91,6 +92,7 @@ class Session:
             durability: who stores.
             events: who tells those who watch.
             problems: what was found damaged or different at recovery.
+            history: what was answered to earlier steps, the oldest first.
         """
         self.record = record
         self.model = model
@@ -104,7 +106,7 @@ class Session:
         self._turn = asyncio.Lock()
         self._pending: Pending | None = None
         self._seconds = 0.0
-        self._history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
+        self._history: deque[dict[str, Any]] = deque(history, maxlen=HISTORY)
 
     @property
     def name(self) -> str:
