@@ -177,6 +177,8 @@ def test_a_hangup_has_the_keys_read_again_and_a_broken_file_changes_nothing(tmp_
             return call(caller, "GET /v1/models", f"Bearer {KEYS[scope][0]}").status_code
 
         assert (status("read"), status("train")) == (200, 401)
+        line = server.logged("GET /v1/models 200")
+        assert " key=read " in line and KEYS["read"][0] not in line
         write_keys(path, "train")
         server.process.send_signal(signal.SIGHUP)
         server.logged("read 1 API keys")
