@@ -102,10 +102,10 @@ class Journal:
         with self._transaction(f"a refused request of {place} could not be written"):
             self._insert(rows)
 
-    def holds_key(self, place: str, key: str) -> bool:
-        """Tell whether a committed change has a key."""
-        query = "SELECT 1 FROM changes WHERE place = ? AND key = ? AND version IS NOT NULL"
-        return self._db.execute(query, (place, key)).fetchone() is not None
+    def holds_key(self, place: str, key: str, newest: int) -> bool:
+        """Tell whether a change up to a version has a key."""
+        query = "SELECT 1 FROM changes WHERE place = ? AND key = ? AND version <= ?"
+        return self._db.execute(query, (place, key, newest)).fetchone() is not None
 
     def read(self, place: str) -> Journalled:
         """Return what is kept of a session."""

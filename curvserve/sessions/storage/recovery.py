@@ -41,7 +41,7 @@ def recover_session(folder: SessionFolder, rows: Journalled) -> Recovery:
         problems.append(f"{rows.damaged} rows of the journal do not match their checksum")
     changes, reason = _replayable(folder, rows, state.snapshot.version)
     reached = state.snapshot.version + len(changes)
-    newest = max(folder.marked(), *versions, *rows.changes)
+    newest = max(folder.marked(), *versions, *_promised(rows))
     if newest > reached:
         problems.append(f"{_versions(reached + 1, newest)} lost: {reason}")
     problems += _forgotten(rows, state.first_version, reached)
@@ -78,6 +78,15 @@ def _replayable(folder: SessionFolder, rows: Journalled, version: int) -> tuple[
             return changes, str(error)
         changes.append(change)
     return changes, f"the journal has no sound row of version {version + len(changes) + 1}"
+
+
+def _promised(rows: Journalled) -> list[int]:
+    # a row at level `snapshot` comes before its snapshot, and promises nothing without it
+    return [
+        version
+        for version, change in rows.changes.items()
+        if all(ref.segment for ref in change.batches)
+    ]
 
 
 def _answered(rows: Journalled, reached: int) -> list[Answered]:
