@@ -143,7 +143,9 @@ def test_a_checkpoint_is_kept_under_its_name_for_good(store: Store) -> None:
     body = store.read_checkpoint(NAME, "a")
     state = decode_state(body)
     assert (len(body), state.snapshot.version) == (first.size, 2)
-    assert torch.equal(state.snapshot.tensors["rule"]["momentum.w"], -snapshot_at(2).tensors["parameters"]["w"])
+    assert torch.equal(
+        state.snapshot.tensors["rule"]["momentum.w"], -snapshot_at(2).tensors["parameters"]["w"]
+    )
     with pytest.raises(NotStored):
         store.read_checkpoint(NAME, "c")
 
