@@ -25,6 +25,7 @@ SCHEMA = (
 )
 
 INSERT = f"INSERT INTO changes ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+EPOCHS = "SELECT epoch, started, environment FROM epochs"
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM changes"
 
 
@@ -52,7 +53,7 @@ class Journal:
             self._prepare(synchronous)
         except BaseException as error:
             self._db.close()
-            if isinstance(error, sqlite3.Error) and _tells_damage(error, file):
+            if _tells_damage(error, file):
                 raise DatabaseDamaged(str(error)) from error
             raise
 
@@ -68,8 +69,7 @@ class Journal:
 
     def epochs(self) -> dict[int, dict[str, str]]:
         """Return epoch -> what computed in it."""
-        rows = self._db.execute("SELECT epoch, environment FROM epochs")
-        return {epoch: _environment(text) for epoch, text in rows}
+        return {epoch: _environment(text) for epoch, _, text in self._db.execute(EPOCHS)}
 
     def add(self, place: str, changes: Sequence[Change], replacing: bool = False) -> None:
         """Commit changes, all or none.
@@ -219,23 +219,26 @@ def connect(file: Path) -> sqlite3.Connection:
     return db
 
 
-def _environment(text: str) -> dict[str, str]:
+def _environment(text: object) -> dict[str, str]:
     try:
-        return dict(json.loads(text))
-    except ValueError:
-        return {"unreadable": text}  # told for information, no state depends on it
+        return dict(json.loads(str(text)))
+    except (ValueError, TypeError):
+        return {"unreadable": str(text)}  # told for information, no state depends on it
 
 
-def _tells_damage(error: sqlite3.Error, file: Path) -> bool:
+def _tells_damage(error: BaseException, file: Path) -> bool:
     """Tell an error about the file's content from one about the disk or the permissions."""
-    primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+    if isinstance(error, UnicodeDecodeError):  # of SQLite's own message, which quotes the file
+        return True
+    primary = getattr(error, "sqlite_errorcode", None)
     if primary == sqlite3.SQLITE_READONLY:
         return os.access(file, os.W_OK)
-    return primary not in (
+    return primary is not None and primary & 0xFF not in (
         sqlite3.SQLITE_IOERR,
         sqlite3.SQLITE_FULL,
         sqlite3.SQLITE_CANTOPEN,
         sqlite3.SQLITE_PERM,
         sqlite3.SQLITE_BUSY,
         sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
     )

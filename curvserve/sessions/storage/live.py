@@ -31,7 +31,7 @@ class LiveSession:
         first_version: the version that it began at.
         version: its newest version.
         durable: the newest version that would be found again.
-        lost: whether the journal has changes after `version`, which can no longer be replayed.
+        lost: whether the journal may have changes after `version`, which cannot be replayed.
         checkpoints: its sound checkpoints, the oldest first.
         changes: at level `snapshot`, what the next snapshot brings into the journal.
         failed: what is not in the journal yet.

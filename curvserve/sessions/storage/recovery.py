@@ -17,7 +17,7 @@ class Recovery:
     Attributes:
         stored: what is told to the sessions.
         first_version: the version that it began at.
-        lost: whether the journal has changes after the newest version that can be replayed.
+        lost: whether the journal may have changes after the newest version that can be replayed.
     """
 
     stored: Stored
@@ -53,7 +53,8 @@ def recover_session(folder: SessionFolder, rows: Journalled) -> Recovery:
         failed=tuple(rows.failed[-REMEMBERED:]),
         problems=tuple(problems),
     )
-    return Recovery(stored, state.first_version, lost=max(rows.changes, default=0) > reached)
+    lost = bool(rows.damaged) or max(rows.changes, default=0) > reached
+    return Recovery(stored, state.first_version, lost)
 
 
 def _newest_sound(folder: SessionFolder, versions: Iterable[int]) -> tuple[State, list[str]]:
@@ -100,7 +101,7 @@ def _forgotten(rows: Journalled, first: int, reached: int) -> list[str]:
     if not missing:
         return []
     which = _versions(missing[0], missing[-1], "no longer known by key")
-    return [f"{len(missing)} of {which}: a retry of one would be carried out again"]
+    return [f"{len(missing)} of {which}: a retry of one is not recognised"]
 
 
 def _versions(first: int, last: int, what: str = "") -> str:

@@ -110,10 +110,7 @@ def remake(folder: Path, level: Level, rounds: int = 1000, **_: Any) -> None:
 
 
 def open_and_close(folder: Path, level: Level, **_: Any) -> None:
-    try:
-        training.open_folder(folder, level).close()
-    except StorageError as error:
-        say(type(error).__name__, str(error))
+    training.open_folder(folder, level).close()
 
 
 def _child(line: dict[str, Any]) -> None:
@@ -121,7 +118,11 @@ def _child(line: dict[str, Any]) -> None:
     if "file_size" in line:
         resource.setrlimit(resource.RLIMIT_FSIZE, (line["file_size"], line["file_size"]))
     job = globals()[line.pop("job")]
-    job(Path(line.pop("folder")), Level(line.pop("level")), **line)
+    try:
+        job(Path(line.pop("folder")), Level(line.pop("level")), **line)
+    except StorageError as error:
+        say(type(error).__name__, str(error))
+        raise
 
 
 def _fork(line: dict[str, Any]) -> int:
