@@ -58,14 +58,11 @@ class Journal:
             raise
 
     def begin_epoch(self, environment: Mapping[str, str]) -> int:
-        """Return a new epoch, above all before it, and keep what computes in it."""
+        """Return a new epoch, one above the highest, and keep what computes in it."""
         text = json.dumps(dict(environment))
-        query = "SELECT MAX(epoch) FROM (SELECT epoch FROM epochs UNION SELECT epoch FROM changes)"
+        query = "INSERT INTO epochs (started, environment) VALUES (?, ?)"
         with self._transaction("the epoch could not be written"):
-            (last,) = self._db.execute(query).fetchone()
-            epoch = int(last or 0) + 1
-            self._db.execute("INSERT INTO epochs VALUES (?, ?, ?)", (epoch, now(), text))
-        return epoch
+            return int(self._db.execute(query, (now(), text)).lastrowid or 0)
 
     def epochs(self) -> dict[int, dict[str, str]]:
         """Return epoch -> what computed in it."""
@@ -151,6 +148,8 @@ class Journal:
         with self._transaction("what was saved of a damaged journal could not be written"):
             self._db.executemany(INSERT.replace("INSERT", "INSERT OR IGNORE"), rows)
             self._db.executemany("INSERT OR IGNORE INTO epochs VALUES (?, ?, ?)", epochs)
+            # what is not known of an epoch must not let its number come again
+            self._db.execute("INSERT OR IGNORE INTO epochs SELECT epoch, time, '{}' FROM changes")
 
     def close(self) -> None:
         """Close the database."""

@@ -17,11 +17,16 @@ class FolderLock:
             FolderInUse: another process, or another store of this one, has it.
             OSError: the folder cannot be used.
         """
-        self._file = open(os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600), "r+b", 0)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = os.fdopen(descriptor, "r+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderInUse(folder, self._owner()) from None
+        except OSError as error:
+            owner = self._owner()
+            self._file.close()
+            if isinstance(error, BlockingIOError):
+                raise FolderInUse(folder, owner) from None
+            raise
         self._file.truncate()
         self._file.write(f"{os.getpid()}\n".encode())
 

@@ -83,11 +83,11 @@ def train(folder: Path, level: Level, steps: int = 40, **_: Any) -> None:
     """Go on with the training where it is found, saying what is acknowledged."""
     store = training.open_folder(folder, level)
     sessions = store.recover().sessions
-    version = training.check(store, sessions[0]) if sessions else 0
+    first = training.check(store, sessions[0]) if sessions else 0
     if not sessions:
         store.create(training.RECORD, training.snapshot_at(0))
-    say("durable", version)
-    for version in range(version + 1, version + steps + 1):
+    say("durable", first)
+    for version in range(first + 1, first + steps + 1):
         say("durable", training.take_step(store, version))
         say("committed", version)
         if version % 4 == 0:
