@@ -46,7 +46,7 @@ _BATCH: dict[str, Any] = {
     "/evaluate",
     summary="Loss and metrics",
     openapi_extra=_BATCH,
-    responses={200: {"model": EvaluateResult}} | problems(*_COMPUTE),
+    responses={200: {"model": EvaluateResult}, **problems(*_COMPUTE)},
 )
 async def evaluate(request: Request, session: InSession, context: InContext) -> Response:
     """Return loss and metrics of a batch in evaluation mode; changes nothing."""
@@ -59,8 +59,10 @@ async def evaluate(request: Request, session: InSession, context: InContext) -> 
     "/curvature",
     summary="Gradient and curvature",
     openapi_extra=_BATCH,
-    responses={200: {"content": {MEDIA_TYPE: {}}}}
-    | problems(*_COMPUTE, "unknown_quantity", "invalid_request", "stale_version"),
+    responses={
+        200: {"content": {MEDIA_TYPE: {}}},
+        **problems(*_COMPUTE, "unknown_quantity", "invalid_request", "stale_version"),
+    },
 )
 async def curvature(
     request: Request,
@@ -86,8 +88,10 @@ async def curvature(
     "/step",
     summary="One step of the rule",
     openapi_extra=_BATCH,
-    responses={200: {"model": StepResult}}
-    | problems(*_COMPUTE, *CHANGE, "invalid_rule", "unknown_quantity"),
+    responses={
+        200: {"model": StepResult},
+        **problems(*_COMPUTE, *CHANGE, "invalid_rule", "unknown_quantity"),
+    },
 )
 async def step(request: Request, session: InSession, context: InContext) -> Response:
     """Compute and apply one step, exactly once; needs Idempotency-Key and If-Match.

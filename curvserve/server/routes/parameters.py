@@ -21,8 +21,11 @@ _TENSORS = {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "bin
 @router.get(
     "",
     summary="Read the parameters",
-    responses={200: _TENSORS, 304: {"description": "The caller has this version."}}
-    | problems("unknown_session", "invalid_request"),
+    responses={
+        200: _TENSORS,
+        304: {"description": "The caller has this version."},
+        **problems("unknown_session", "invalid_request"),
+    },
 )
 async def get_parameters(request: Request, session: InSession) -> Response:
     """Return every parameter of the current version; 304 where If-None-Match names it."""
