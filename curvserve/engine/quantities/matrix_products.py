@@ -4,6 +4,8 @@ The graph is gone after backward, so they run the model again from its recorded 
 are first called. (Pearlmutter 1994; Schraudolph 2002; Martens, ICML 2010.)
 """
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -12,8 +14,16 @@ from torch.autograd.graph import GradientEdge
 
 from curvserve.engine import context
 from curvserve.engine.errors import ReplayError
-from curvserve.engine.linearised import Linearised, loss_hessian_product, rerun, root
+from curvserve.engine.linearised import (
+    Linearised,
+    ggn_product,
+    hessian_product,
+    loss_ggn_product,
+    rerun,
+    root,
+)
 from curvserve.engine.losses.base import LossAt
+from curvserve.engine.products import Product
 from curvserve.engine.quantities.base import Quantity
 from curvserve.engine.recording import Call
 from curvserve.engine.second_order import Pass
@@ -30,17 +40,20 @@ class _Again:
         self.loss: LossAt = at.loss
         self._parameters = list(self._call.module.parameters())
         self._versions = [p._version for p in self._parameters]
-        self._edge: GradientEdge | None = None
-        self._columns: Tensor | None = None
 
     def linearised(self, parameter: Tensor) -> Linearised:
-        self.check()
-        if self._edge is None:
-            with context.disable():
-                result = rerun(self._call, self._index, self.loss.outputs)
-            assert result.grad_fn is not None
-            self._edge = GradientEdge(result.grad_fn, result.output_nr)
         return Linearised(self._edge, self.loss.outputs, [parameter])
+
+    @cached_property
+    def _edge(self) -> GradientEdge:
+        with context.disable():
+            result = rerun(self._call, self._index, self.loss.outputs)
+        assert result.grad_fn is not None
+        return GradientEdge(result.grad_fn, result.output_nr)
+
+    @cached_property
+    def loss_ggn(self) -> Callable[[Tensor], Tensor]:
+        return loss_ggn_product(self.loss)
 
     def check(self) -> None:
         if self._versions != [p._version for p in self._parameters]:
@@ -49,52 +62,39 @@ class _Again:
                 "backward pass: products with its curvature there can no longer be had"
             )
 
-    def columns(self) -> Tensor:
-        if self._columns is None:
-            self._columns = self.loss.exact_columns()
-        return self._columns
 
-
-class _Product:
+class _Block:
     """A symmetric matrix over one parameter, given by its product with vectors."""
 
-    def __init__(self, again: _Again, parameter: Tensor) -> None:
-        self._again, self._parameter = again, parameter
-        self._linearised: Linearised | None = None
+    def __init__(
+        self, again: _Again, parameter: Tensor, matrix: Callable[[_Again, Tensor], Product]
+    ) -> None:
+        self._again, self._parameter, self._matrix = again, parameter, matrix
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """The product with a vector ``[*p]``, or with each of several ``[V, *p]``."""
+        self._again.check()
         shape = self._parameter.shape
         if vectors.shape == shape:
-            return self._times(vectors)
+            return self._product([vectors.detach()])[0]
         if vectors.shape[1:] == shape:
-            return torch.stack([self._times(v) for v in vectors])
+            return torch.stack([self._product([v])[0] for v in vectors.detach()])
         raise ValueError(
             f"a vector of the parameter's shape {tuple(shape)} or several, [V, *shape], are "
             f"needed, got {tuple(vectors.shape)}"
         )
 
-    def _times(self, vector: Tensor) -> Tensor:
-        self._again.check()
-        if self._linearised is None:
-            self._linearised = self._again.linearised(self._parameter)
-        return self._product(self._linearised, vector.detach())
-
-    def _product(self, at: Linearised, vector: Tensor) -> Tensor:
-        raise NotImplementedError
+    @cached_property
+    def _product(self) -> Product:
+        return self._matrix(self._again, self._parameter)
 
 
-class _GGNProduct(_Product):
-    def _product(self, at: Linearised, vector: Tensor) -> Tensor:
-        loss = self._again.loss
-        return at.pull(loss_hessian_product(loss, self._again.columns(), at.push([vector])))[0]
+def _ggn(again: _Again, parameter: Tensor) -> Product:
+    return ggn_product(again.linearised(parameter), again.loss_ggn)
 
 
-class _HessianProduct(_Product):
-    def _product(self, at: Linearised, vector: Tensor) -> Tensor:
-        loss = self._again.loss
-        curvature = at.pull(loss.hessian_product(at.push([vector])))[0]
-        return curvature + at.curve(loss.gradient(), [vector])[0]
+def _hessian(again: _Again, parameter: Tensor) -> Product:
+    return hessian_product(again.linearised(parameter), again.loss)
 
 
 class GGNMP(Quantity):
@@ -107,7 +107,7 @@ class GGNMP(Quantity):
 
     tensor: ClassVar[bool] = False
     of_one_loss: ClassVar[bool] = True
-    _kind: ClassVar[type[_Product]] = _GGNProduct
+    _matrix = staticmethod(_ggn)
 
     def __init__(self, savefield: str = "ggnmp") -> None:
         """Chooses the attribute.
@@ -117,10 +117,10 @@ class GGNMP(Quantity):
         """
         self.savefield = savefield
 
-    def compute(self, at: Pass) -> dict[Tensor, _Product]:
+    def compute(self, at: Pass) -> dict[Tensor, _Block]:
         """See the base class."""
         again = _Again(at)
-        return {p: self._kind(again, p) for p in (*at.parameters(), *at.absent)}
+        return {p: _Block(again, p, self._matrix) for p in (*at.parameters(), *at.absent)}
 
     def merge(self, states: object) -> object:
         """Products of parts of a batch are not put together."""
@@ -133,7 +133,7 @@ class HMP(GGNMP):
     As :class:`GGNMP`.
     """
 
-    _kind: ClassVar[type[_Product]] = _HessianProduct
+    _matrix = staticmethod(_hessian)
 
     def __init__(self, savefield: str = "hmp") -> None:
         """Chooses the attribute.

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from curvserve.engine.chain import Link, links
 from curvserve.engine.errors import ReplayError
-from curvserve.engine.linearised import loss_hessian_product
-from curvserve.engine.losses.base import LossAt
+from curvserve.engine.linearised import loss_ggn_product
 from curvserve.engine.quantities.base import Quantity
 from curvserve.engine.second_order import Pass
 
@@ -27,8 +26,7 @@ class _Curvature:
 
     def __init__(self, at: Pass, modify: Modify) -> None:
         self.links: list[Link] = links(at, "PCHMP")
-        self._loss: LossAt = at.loss
-        self._columns = at.loss.exact_columns()
+        self._loss = loss_ggn_product(at.loss)
         self._added = [self._modified(link, modify) for link in self.links]
         self._parameters = [p for link in self.links for p in link.module.parameters()]
         self._versions = [p._version for p in self._parameters]
@@ -36,7 +34,7 @@ class _Curvature:
     def times(self, index: int, vectors: Tensor) -> Tensor:
         """The product with vectors ``[N, ...]`` at the output of a link."""
         if index == len(self.links) - 1:
-            return loss_hessian_product(self._loss, self._columns, vectors)
+            return self._loss(vectors)
         after, added = self.links[index + 1], self._added[index + 1]
         product = after.pull(self.times(index + 1, after.push(vectors)))
         return product if added is None else product + added * vectors
