@@ -5,8 +5,8 @@ the derivative of a product with its transpose.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def gradients(
     Raises:
         SecondDerivativeError: An operation in between can be differentiated once only.
     """
-    found = _gradients(outputs, inputs, cotangents, retain_graph)
+    found = _grad(outputs, inputs, cotangents, retain_graph)
     _refuse(_CUTS, found, inputs)
     return found
 
@@ -53,7 +53,7 @@ def slopes(
     """
     # Requiring a gradient, so that a gradient that is cut from the inputs has a graph to tell it.
     seeds = [cotangent.detach().requires_grad_() for cotangent in cotangents]
-    found = _gradients(outputs, inputs, seeds)
+    found = _grad(outputs, inputs, seeds)
     check_twice(found, inputs)
     return found
 
@@ -100,28 +100,27 @@ def derivative(
     if not pairs:
         return tuple(torch.zeros_like(t, requires_grad=False) for t in like)
     kept, weights = zip(*pairs, strict=True)
-    with _explained():
-        found = torch.autograd.grad(
-            kept, inputs, weights, retain_graph, create_graph=not detach, allow_unused=True
-        )
+    found = _grad(kept, inputs, weights, retain_graph, create_graph=not detach)
     filled = (torch.zeros_like(t) if f is None else f for f, t in zip(found, like, strict=True))
     return tuple(f.detach() if detach else f for f in filled)
 
 
-def _gradients(
-    outputs: Sequence[Place],
-    inputs: Sequence[Place],
-    cotangents: Sequence[Tensor],
-    retain_graph: bool = True,
+def _grad(
+    outputs: Any, inputs: Any, vectors: Any, retain_graph: bool = True, create_graph: bool = True
 ) -> list[Tensor | None]:
+    """``torch.autograd.grad``, whose declaration does not know edges and tensors side by side."""
     if not inputs:
         return []
-    with _explained():
+    try:
         return list(
             torch.autograd.grad(
-                outputs, inputs, cotangents, retain_graph, create_graph=True, allow_unused=True
+                outputs, inputs, vectors, retain_graph, create_graph, allow_unused=True
             )
         )
+    except RuntimeError as error:
+        if not _MISSING.search(str(error)):
+            raise
+        raise _error(str(error)) from error
 
 
 def _refuse(
@@ -134,17 +133,6 @@ def _refuse(
         raise _error("a function is marked with @once_differentiable")
     if found:
         raise _error("torch has a wrong second derivative of weight_norm")
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Says what to do where torch says that a second derivative is missing."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not _MISSING.search(str(error)):
-            raise
-        raise _error(str(error)) from error
 
 
 def _error(why: str) -> SecondDerivativeError:
