@@ -5,11 +5,12 @@ are first called. (Pearlmutter 1994; Schraudolph 2002; Martens, ICML 2010.)
 """
 
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from curvserve.engine import context
@@ -28,7 +29,54 @@ from curvserve.engine.quantities.base import Quantity
 from curvserve.engine.recording import Call
 from curvserve.engine.second_order import Pass
 
-__all__ = ["GGNMP", "HMP"]
+__all__ = ["GGNMP", "HMP", "BlockProduct", "Unchanged"]
+
+_Matrix = Callable[["_Again", Linearised], Product]
+
+
+class Unchanged:
+    """Parameters as they are now."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Notes their versions."""
+        self._name = type(module).__name__
+        self._versions = [(p, p._version) for p in module.parameters()]
+
+    def check(self) -> None:
+        """Raises ``ReplayError`` where one was changed since."""
+        if any(p._version != version for p, version in self._versions):
+            raise ReplayError(
+                f"the parameters of {self._name} have changed since the backward pass: products "
+                "with its curvature there can no longer be had"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class BlockProduct:
+    """A symmetric matrix over one parameter, given by its product with vectors.
+
+    Attributes:
+        shape: The shape of the parameter.
+        at: The parameters at which it is taken.
+        product: The product with one vector.
+    """
+
+    shape: torch.Size
+    at: Unchanged
+    product: Callable[[Tensor], Tensor]
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """The product with a vector ``[*p]``, or with each of several ``[V, *p]``."""
+        self.at.check()
+        vectors = vectors.detach()
+        if vectors.shape == self.shape:
+            return self.product(vectors)
+        if vectors.shape[1:] == self.shape:
+            return torch.stack([self.product(v) for v in vectors])
+        raise ValueError(
+            f"a vector of the parameter's shape {tuple(self.shape)} or several, [V, *shape], are "
+            f"needed, got {tuple(vectors.shape)}"
+        )
 
 
 class _Again:
@@ -37,12 +85,15 @@ class _Again:
     def __init__(self, at: Pass) -> None:
         recorded, self._index = root(at)
         self._call: Call = recorded.call
+        self._products: dict[Tensor, Product] = {}
         self.loss: LossAt = at.loss
-        self._parameters = list(self._call.module.parameters())
-        self._versions = [p._version for p in self._parameters]
+        self.parameters = Unchanged(self._call.module)
 
-    def linearised(self, parameter: Tensor) -> Linearised:
-        return Linearised(self._edge, self.loss.outputs, [parameter])
+    def times(self, matrix: _Matrix, parameter: Tensor, vector: Tensor) -> Tensor:
+        if parameter not in self._products:
+            model = Linearised(self._edge, self.loss.outputs, [parameter])
+            self._products[parameter] = matrix(self, model)
+        return self._products[parameter]([vector])[0]
 
     @cached_property
     def _edge(self) -> GradientEdge:
@@ -55,47 +106,6 @@ class _Again:
     def loss_ggn(self) -> Callable[[Tensor], Tensor]:
         return loss_ggn_product(self.loss)
 
-    def check(self) -> None:
-        if self._versions != [p._version for p in self._parameters]:
-            raise ReplayError(
-                f"the parameters of {type(self._call.module).__name__} have changed since the "
-                "backward pass: products with its curvature there can no longer be had"
-            )
-
-
-class _Block:
-    """A symmetric matrix over one parameter, given by its product with vectors."""
-
-    def __init__(
-        self, again: _Again, parameter: Tensor, matrix: Callable[[_Again, Tensor], Product]
-    ) -> None:
-        self._again, self._parameter, self._matrix = again, parameter, matrix
-
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """The product with a vector ``[*p]``, or with each of several ``[V, *p]``."""
-        self._again.check()
-        shape = self._parameter.shape
-        if vectors.shape == shape:
-            return self._product([vectors.detach()])[0]
-        if vectors.shape[1:] == shape:
-            return torch.stack([self._product([v])[0] for v in vectors.detach()])
-        raise ValueError(
-            f"a vector of the parameter's shape {tuple(shape)} or several, [V, *shape], are "
-            f"needed, got {tuple(vectors.shape)}"
-        )
-
-    @cached_property
-    def _product(self) -> Product:
-        return self._matrix(self._again, self._parameter)
-
-
-def _ggn(again: _Again, parameter: Tensor) -> Product:
-    return ggn_product(again.linearised(parameter), again.loss_ggn)
-
-
-def _hessian(again: _Again, parameter: Tensor) -> Product:
-    return hessian_product(again.linearised(parameter), again.loss)
-
 
 class GGNMP(Quantity):
     """Multiplies by a parameter's block of the Gauss-Newton matrix: a callable in ``p.ggnmp``.
@@ -107,7 +117,6 @@ class GGNMP(Quantity):
 
     tensor: ClassVar[bool] = False
     of_one_loss: ClassVar[bool] = True
-    _matrix = staticmethod(_ggn)
 
     def __init__(self, savefield: str = "ggnmp") -> None:
         """Chooses the attribute.
@@ -117,10 +126,16 @@ class GGNMP(Quantity):
         """
         self.savefield = savefield
 
-    def compute(self, at: Pass) -> dict[Tensor, _Block]:
+    def compute(self, at: Pass) -> dict[Tensor, BlockProduct]:
         """See the base class."""
         again = _Again(at)
-        return {p: _Block(again, p, self._matrix) for p in (*at.parameters(), *at.absent)}
+        return {
+            p: BlockProduct(p.shape, again.parameters, partial(again.times, self._matrix, p))
+            for p in (*at.parameters(), *at.absent)
+        }
+
+    def _matrix(self, again: _Again, model: Linearised) -> Product:
+        return ggn_product(model, again.loss_ggn)
 
     def merge(self, states: object) -> object:
         """Products of parts of a batch are not put together."""
@@ -133,8 +148,6 @@ class HMP(GGNMP):
     As :class:`GGNMP`.
     """
 
-    _matrix = staticmethod(_hessian)
-
     def __init__(self, savefield: str = "hmp") -> None:
         """Chooses the attribute.
 
@@ -142,3 +155,6 @@ class HMP(GGNMP):
             savefield: Its name.
         """
         super().__init__(savefield)
+
+    def _matrix(self, again: _Again, model: Linearised) -> Product:
+        return hessian_product(model, again.loss)
