@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from curvserve.engine.double_backward import derivative, slopes
 from curvserve.engine.errors import NonFiniteError, UnsupportedLossError
 from curvserve.engine.samples import Layout
 
@@ -181,11 +182,8 @@ class LossAt:
         with torch.enable_grad():
             outputs = self.outputs.detach().requires_grad_()
             value = value_of(self.module, outputs, self.targets)
-            (gradient,) = torch.autograd.grad(value, outputs, create_graph=True)
-        if not gradient.requires_grad:
-            return torch.zeros_like(vector)
-        (product,) = torch.autograd.grad(gradient, outputs, vector, allow_unused=True)
-        return torch.zeros_like(vector) if product is None else product * self.scale
+        gradient = slopes([value], [outputs], [torch.ones_like(value)])
+        return derivative(gradient, [outputs], [vector], [outputs])[0] * self.scale
 
     def hessian(self, order: Tensor) -> Tensor:
         """The Hessian's block of every sample, ``[N, D, D]``.
