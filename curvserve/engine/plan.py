@@ -117,6 +117,8 @@ def _make(graph: Graph, output: GradientEdge, like: Tensor) -> tuple[Plan, bool]
     for samples, layout in _groupings(graph, like):
         edges = [edge for recorded in graph.calls for edge in recorded.edges.values()]
         located, certain = locate(output, like, layout, samples, edges)
+        if samples != len(like) and not _evident(graph, located, samples, len(like)):
+            continue
         found = iter(located)
         layouts = [{index: next(found) for index in recorded.edges} for recorded in graph.calls]
         try:
@@ -143,6 +145,17 @@ def _groupings(graph: Graph, like: Tensor) -> Iterator[tuple[int, Layout]]:
         if samples < lines and lines % samples == 0 and (samples > 1 or alone):
             yield samples, Layout(0, 1, lines // samples)
             yield samples, Layout(0, lines // samples, 1)
+
+
+def _evident(graph: Graph, found: list[Layout | None], samples: int, lines: int) -> bool:
+    """Whether something in the model has one entry for each group of lines.
+
+    If nothing has, the groups are an accident of numbers: the loss may read some lines only.
+    """
+    if samples == 1 or any(layout and layout.outer == layout.inner == 1 for layout in found):
+        return True
+    shapes = [t.shape[:2] for c in graph.calls for t in c.call.tensors() if t.dim() > 1]
+    return any(samples in shape and shape.numel() == lines for shape in shapes)
 
 
 class _Accounting:
@@ -298,7 +311,14 @@ class _Accounting:
             if isinstance(c.call.module, nn.modules.batchnorm._BatchNorm) and c.call.module.training
         ]
         if mixed or normed:
-            why = f" ({normed[0]} is in training mode: call eval() on it)" if normed else ""
+            why = ""
+            if normed:
+                why = f" ({normed[0]} is in training mode: call eval() on it)"
+            elif not any(e.node is self._graph.root for c in self._layouts for e in c.edges.values()):
+                why = (
+                    " (or the loss reads only some of them: leave those out by ignore_index or "
+                    "zero weights rather than by a selection)"
+                )
             return MixedSamplesError(
                 f"parameter '{name}': the samples of the batch influence each other, so nothing "
                 f"per sample can be computed for it{why}"
