@@ -101,21 +101,21 @@ def disable() -> Iterator[None]:
     Use it around forward passes with gradients enabled that no backward pass follows, to save the
     memory of the recorded layer inputs. The engine's own replays run inside it.
     """
-    with _changed(recording=False):
+    with _changed(replace(_state(), recording=False)):
         yield
 
 
 @contextmanager
 def own_passes() -> Iterator[None]:
     """A block whose backward passes are the engine's own: they set off nothing on their way."""
-    with _changed(computing=True):
+    with _changed(replace(_state(), computing=True)):
         yield
 
 
 @contextmanager
-def _changed(**values: bool) -> Iterator[None]:
+def _changed(state: State) -> Iterator[None]:
     before = _state()
-    restore(replace(before, **values))
+    restore(state)
     try:
         yield
     finally:

@@ -314,7 +314,9 @@ class _Accounting:
             why = ""
             if normed:
                 why = f" ({normed[0]} is in training mode: call eval() on it)"
-            elif not any(e.node is self._graph.root for c in self._layouts for e in c.edges.values()):
+            elif not any(
+                e.node is self._graph.root for c in self._layouts for e in c.edges.values()
+            ):
                 why = (
                     " (or the loss reads only some of them: leave those out by ignore_index or "
                     "zero weights rather than by a selection)"
