@@ -12,9 +12,9 @@ from torch.autograd.graph import GradientEdge
 from torch.utils._pytree import tree_leaves
 
 from curvserve.engine import context, losses
+from curvserve.engine.accounts import watch
 from curvserve.engine.backward import Backward, ReachedLoss
 from curvserve.engine.errors import UnsupportedLossError
-from curvserve.engine.plan import watch
 from curvserve.engine.recording import calls_ending_at, record_module
 
 __all__ = ["extend"]
