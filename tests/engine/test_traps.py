@@ -24,6 +24,8 @@ from curvserve.engine.errors import (
 )
 from curvserve.engine.extensions import (
     HMP,
+    EKFAC,
+    KFAC,
     KFLR,
     PCHMP,
     BatchDiagGGNExact,
@@ -39,6 +41,7 @@ from curvserve.engine.extensions import (
     Variance,
 )
 from curvserve.engine.losses import Convex
+from tests.engine import reference
 from tests.engine.test_quantities import collected, largest_error, run
 from tests.engine.zoo import Case, Wrapped, classes, make
 
@@ -232,8 +235,103 @@ def test_autocast(x: Tensor, y: Tensor) -> None:
     for extension in extensions:
         field = extension.savefield
         found, expected = collected(half, field), collected(full, field)
-        error = largest_error({k: v.float() for k, v in found.items()}, expected)
-        assert error < 0.1  # bfloat16 has eight bits
+        # Squares are summed in the parameters' type, not in that of the cotangents.
+        assert {v.dtype for v in found.values()} == {torch.float32}
+        assert largest_error(found, expected) < 0.1  # bfloat16 has eight bits
+
+
+def test_autocast_and_the_eigenvectors_of_factors(x: Tensor, y: Tensor) -> None:
+    model = extend(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)))
+    loss = extend(nn.CrossEntropyLoss())
+    with backpack(KFAC(), EKFAC()):
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss(model(x.float()), y)
+        value.backward()
+    for p in model.parameters():
+        assert {t.dtype for t in (*p.kfac, *p.ekfac)} == {torch.float32}
+
+
+def test_hooks_fire_inside_the_inner_passes_and_in_replays(x: Tensor, y: Tensor) -> None:
+    """Neither the loss nor the model is reached once more by what is sent back for the first."""
+    attend = nn.MultiheadAttention(6, 2, batch_first=True).double()
+    model = extend(
+        Wrapped(lambda m, x: m.last(m.attend(x, x, x)[0].mean(1)), attend=attend, last=linear(6, 4))
+    )
+    loss, calls = extend(nn.CrossEntropyLoss()), []
+    x = x.unsqueeze(1).expand(-1, 3, -1)
+    with backpack(BatchGrad(), DiagGGNExact(), DiagHessian(), extension_hook=calls.append):
+        loss(model(x), y).backward()
+    assert len(calls) == len(set(calls)) == 4  # loss, last, attention and its projection
+    expected = evaluate(model, loss, x, y, FIELDS).quantities
+    for field in FIELDS:
+        found = {n: getattr(p, field) for n, p in model.named_parameters()}
+        assert largest_error(found, expected[field]) < 1e-12
+
+
+def test_one_level_of_vmap_is_enough(y: Tensor) -> None:
+    """A second one, over the columns, breaks PReLU and every recurrent net."""
+    x = torch.randn(5, 3, 6).double()
+    body, slope, head = nn.GRU(6, 6, batch_first=True).double(), nn.PReLU(6).double(), linear(6, 4)
+    trapped = Wrapped(
+        lambda m, x: m.head(m.slope(m.body(x)[0][:, -1])), body=body, slope=slope, head=head
+    )
+    expected_rows = reference.batch_grad(trapped, nn.CrossEntropyLoss(), x, y)
+    expected_ggn = reference.diag_ggn(trapped, nn.CrossEntropyLoss(), x, y)
+    found = quantities(trapped, x, y)
+    assert largest_error(found["grad_batch"], expected_rows) < 1e-12
+    assert largest_error(found["diag_ggn_exact"], expected_ggn) < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["attention", "recurrent"])
+def test_dropout_that_a_replay_would_draw_anew(kind: str, y: Tensor) -> None:
+    x = torch.randn(5, 3, 6)
+    body = {
+        "attention": nn.MultiheadAttention(6, 2, dropout=0.5, batch_first=True),
+        "recurrent": nn.LSTM(6, 6, 2, dropout=0.5, batch_first=True),
+    }[kind]
+    many = (x, x) if kind == "attention" else ()
+    model = extend(
+        Wrapped(lambda m, x: m.last(m.body(x, *many)[0].mean(1)), body=body, last=nn.Linear(6, 4))
+    )
+    loss = extend(nn.CrossEntropyLoss())
+    with pytest.raises(EngineError, match="dropout in training mode"), backpack(BatchGrad()):
+        loss(model(x), y).backward()
+    assert all(not hasattr(p, "grad_batch") for p in model.parameters())
+    with backpack(BatchGrad()):
+        loss(model.eval()(x), y).backward()
+    assert all(len(p.grad_batch) == 5 for p in model.parameters())
+
+
+def test_fused_attention_has_no_second_derivative(y: Tensor) -> None:
+    x = torch.randn(5, 3, 6).double()
+    into, head = linear(6, 18), linear(6, 4)
+
+    def fused(m: nn.Module, x: Tensor) -> Tensor:
+        q, k, v = m.into(x).unsqueeze(1).chunk(3, -1)
+        return m.head(F.scaled_dot_product_attention(q, k, v).squeeze(1).mean(1))
+
+    def plain(m: nn.Module, x: Tensor) -> Tensor:
+        q, k, v = m.into(x).chunk(3, -1)
+        return m.head(((q @ k.mT / 6**0.5).softmax(-1) @ v).mean(1))
+
+    assert_same(Wrapped(fused, into=into, head=head), Wrapped(plain, into=into, head=head), x, y)
+
+
+def test_fused_recurrent_nets_have_no_second_derivative(y: Tensor) -> None:
+    x = torch.randn(5, 3, 6).double()
+    body, head = nn.LSTM(6, 3, batch_first=True).double(), linear(3, 4)
+
+    def written_out(m: nn.Module, x: Tensor) -> Tensor:
+        b, h, c = m.body, x.new_zeros(len(x), 3), x.new_zeros(len(x), 3)
+        for step in x.unbind(1):
+            gates = F.linear(step, b.weight_ih_l0, b.bias_ih_l0)
+            i, f, g, o = (gates + F.linear(h, b.weight_hh_l0, b.bias_hh_l0)).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+        return m.head(h)
+
+    fused = Wrapped(lambda m, x: m.head(m.body(x)[0][:, -1]), body=body, head=head)
+    assert_same(fused, Wrapped(written_out, body=body, head=head), x, y)
 
 
 def test_samples_mixed_by_a_norm_in_training_mode(x: Tensor, y: Tensor) -> None:

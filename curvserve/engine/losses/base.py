@@ -152,6 +152,9 @@ class LossAt:
 
         Returns:
             ``[V, *outputs.shape]``; V counts the columns of one sample, over all its terms.
+
+        Raises:
+            UnsupportedLossError: A second derivative is negative or not finite.
         """
         columns = self._scaled(self.rule.exact(self.module, self.outputs, self.targets))
         masks = self._term_masks()
@@ -164,6 +167,9 @@ class LossAt:
 
         Returns:
             ``[count, *outputs.shape]``, scaled by ``1 / sqrt(count)``.
+
+        Raises:
+            UnsupportedLossError: A second derivative is negative or not finite.
         """
         columns = self.rule.sampled(self.module, self.outputs, self.targets, count, draws)
         return self._scaled(columns) * float(count**-0.5)
@@ -205,6 +211,11 @@ class LossAt:
         return torch.as_tensor(self.scale, dtype=outputs.dtype, device=outputs.device) / norm
 
     def _scaled(self, columns: Tensor) -> Tensor:
+        if not bool(torch.isfinite(columns).all()):
+            raise UnsupportedLossError(
+                f"{type(self.module).__name__} has a second derivative that is negative or not "
+                "finite (a negative weight or target?): it has no square root"
+            )
         scaled: Tensor = columns * self.factor().sqrt()
         return scaled
 
