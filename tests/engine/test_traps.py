@@ -23,8 +23,8 @@ from curvserve.engine.errors import (
     SecondDerivativeError,
 )
 from curvserve.engine.extensions import (
-    HMP,
     EKFAC,
+    HMP,
     KFAC,
     KFLR,
     PCHMP,
