@@ -117,7 +117,7 @@ def test_what_a_rule_remembers_must_be_finite() -> None:
     state = begun.loaded({name: p * 1e13 for name, p in begun.parameters.items()})
     with pytest.raises(NonFinite) as caught:
         steps.step(replica, state, batch(scale=1e10), state.rule)
-    assert caught.value.tensor == "square.0.weight"
+    assert caught.value.tensor == "rule.square.0.weight"
 
 
 def test_the_gradient_is_autograds() -> None:
