@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -48,27 +48,142 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")] = 8000,
     device: Annotated[str, typer.Option(help="auto, cpu, or a GPU as cuda:0.")] = "auto",
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen where other machines can call.")
+        bool, typer.Option("--insecure", help="Listen where others can call, without API keys.")
     ] = False,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(envvar="CURVSERVE_API_KEYS", help="TOML file of keys; see `curvserve keys`."),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(envvar="CURVSERVE_TLS_CERT", help="PEM certificate chain.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(envvar="CURVSERVE_TLS_KEY", help="Its private key, PEM.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CURVSERVE_DATA_DIR", help="Folder that keeps sessions; without it none is kept."
+        ),
+    ] = None,
+    durability: Annotated[
+        Literal["full", "process", "snapshot", "none"] | None,
+        typer.Option(
+            envvar="CURVSERVE_DURABILITY",
+            help="What an acknowledged step survives: power loss (full, with --data-dir the "
+            "default), kill -9 (process), nothing until the next snapshot (snapshot), nothing.",
+        ),
+    ] = None,
+    snapshot_every: Annotated[
+        int,
+        typer.Option(min=1, envvar="CURVSERVE_SNAPSHOT_EVERY", help="Steps between two snapshots."),
+    ] = 256,
+    queue: Annotated[
+        int,
+        typer.Option(
+            min=1, envvar="CURVSERVE_QUEUE", help="Requests of one session that may wait."
+        ),
+    ] = 32,
+    head_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            envvar="CURVSERVE_HEAD_SECONDS",
+            help="Within which a request's head has to arrive.",
+        ),
+    ] = 20.0,
+    body_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.001, envvar="CURVSERVE_BODY_SECONDS", help="Within which its body has to arrive."
+        ),
+    ] = 60.0,
+    work_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.001, envvar="CURVSERVE_WORK_SECONDS", help="Deadline of a received request."
+        ),
+    ] = 600.0,
+    shutdown_seconds: Annotated[
+        int,
+        typer.Option(
+            min=0, envvar="CURVSERVE_SHUTDOWN_SECONDS", help="What admitted work gets at the end."
+        ),
+    ] = 30,
+    notice_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            envvar="CURVSERVE_NOTICE_SECONDS",
+            help="Between not ready and the closed door, for a load balancer to notice.",
+        ),
+    ] = 0.0,
+    log_format: Annotated[
+        Literal["console", "json"],
+        typer.Option(envvar="CURVSERVE_LOG_FORMAT", help="How a line of log is written."),
+    ] = "console",
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        typer.Option(
+            envvar="CURVSERVE_LOG_LEVEL", help="The least that is logged; info: requests."
+        ),
+    ] = "info",
 ) -> None:
     """Serve models until interrupted."""
     # before torch is loaded: workers that wait must not take a core from a trainer beside them
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _add_working_folder()
+    from .api_keys import KeyFileError, KeyRing
+    from .failpoints import UnknownFailpoint, arm
     from .models import ModelNotFound, resolve
-    from .server import create_app
+    from .server import Limits, create_app, logs
     from .server.device import DeviceNotFound, find_device
     from .server.run import CannotListen, address_of, listen
     from .server.run import serve as run
+    from .server.tls import TLSFileError, tls_context
+    from .sessions.storage import StorageError
+    from .sessions.stores import NoDataFolder, store_opener
 
+    logs.configure(log_format, log_level)
+    limits = Limits(
+        queue=queue,
+        head_seconds=head_seconds,
+        body_seconds=body_seconds,
+        work_seconds=work_seconds,
+        shutdown_seconds=shutdown_seconds,
+        notice_seconds=notice_seconds,
+    )
     try:
+        arm()
+        keys = KeyRing.read(api_keys) if api_keys else None
+        tls = tls_context(tls_cert, tls_key)
         recipes = [resolve(reference) for reference in model or ["mnist_cnn"]]
-        application = create_app(recipes, find_device(device))
-        listener = listen(host, port, insecure=insecure)
-    except (ModelNotFound, DeviceNotFound, CannotListen) as error:
+        where = find_device(device)
+        open_store = store_opener(data_dir, durability, where)
+        application = create_app(
+            recipes,
+            where,
+            limits,
+            keys=keys,
+            open_store=open_store,
+            snapshot_every=snapshot_every,
+        )
+        listener = listen(host, port, insecure=insecure or keys is not None)
+        application.state.context.durability.open()
+    except (
+        KeyFileError,
+        TLSFileError,
+        ModelNotFound,
+        DeviceNotFound,
+        CannotListen,
+        NoDataFolder,
+        StorageError,
+        UnknownFailpoint,
+    ) as error:
         raise _refusal(str(error)) from None
     names = ", ".join(recipe.name for recipe in recipes)
-    run(application, listener, f"curvserve: serving {names} at {address_of(listener)}")
+    address = address_of(listener, tls=tls is not None)
+    run(application, listener, f"curvserve: serving {names} at {address}", tls)
 
 
 @app.command()
@@ -98,6 +213,33 @@ def models() -> None:
     for name in available():
         recipe = resolve(name)
         typer.echo(f"{name}: {recipe.inputs.meaning} -> {recipe.targets.meaning}")
+
+
+keys = typer.Typer(help="API keys.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+
+@keys.command()
+def new(
+    name: Annotated[str, typer.Option(help="Whom the key is for.")],
+    scope: Annotated[
+        Literal["read", "train", "admin"],
+        typer.Option(help="What it allows; each includes those before it."),
+    ] = "train",
+) -> None:
+    """Make a key: its entry is printed, to be added to a key file, and the key itself shown once.
+
+    The key goes to standard error, so that `curvserve keys new --name loop >> keys.toml` keeps the
+    entry alone.
+    """
+    from .api_keys import KeyFileError, new_key
+
+    try:
+        key, entry = new_key(name, [scope])
+    except KeyFileError as error:
+        raise _refusal(str(error)) from None
+    typer.echo(f"the key of {name}, shown this once: {key}", err=True)
+    typer.echo(entry.to_toml())
 
 
 def _add_working_folder() -> None:

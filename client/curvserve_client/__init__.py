@@ -10,6 +10,7 @@ Example:
 from .client import Client, connect
 from .errors import (
     BodyTooLarge,
+    CheckpointExists,
     ConnectionFailed,
     CurvserveError,
     DeadlineExceeded,
@@ -37,7 +38,9 @@ from .errors import (
     ProtocolError,
     SessionExists,
     StaleVersion,
+    StorageFailed,
     Unauthorized,
+    UnknownCheckpoint,
     UnknownModel,
     UnknownQuantity,
     UnknownSession,
@@ -62,6 +65,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BodyTooLarge",
+    "CheckpointExists",
     "Client",
     "ConnectionFailed",
     "CurvatureResult",
@@ -102,8 +106,10 @@ __all__ = [
     "SessionInfo",
     "StaleVersion",
     "StepResult",
+    "StorageFailed",
     "TensorSpec",
     "Unauthorized",
+    "UnknownCheckpoint",
     "UnknownModel",
     "UnknownQuantity",
     "UnknownSession",

@@ -23,6 +23,7 @@ def connect(
     session: str | None = None,
     timeout: float = TIMEOUT,
     http: httpx.Client | None = None,
+    api_key: str | None = None,
 ) -> RemoteSession:
     """Return a session that a server has already.
 
@@ -35,12 +36,14 @@ def connect(
         session: the session.
         timeout: seconds that each call may take in all.
         http: a client of your own (TLS, authentication, proxies); it stays open.
+        api_key: what the server knows you by; None for that in `CURVSERVE_API_KEY`.
 
     Returns:
         The session, to be used in a `with` block or closed.
 
     Raises:
-        ValueError: neither a model nor a session is named, or the URL or the timeout is invalid.
+        ValueError: neither a model nor a session is named, or URL, timeout or key are invalid.
+        Unauthorized: the server wants an API key, and this is none that it knows.
         UnknownSession: no such session, or it is of another model.
         ConnectionFailed: nothing listens at the URL.
         ProtocolError: what listens there is not a curvserve.
@@ -48,7 +51,7 @@ def connect(
     name = session or model
     if name is None:
         raise ValueError("name a model or a session: connect(url, model='mnist_cnn')")
-    transport = Transport(url, timeout, http)
+    transport = Transport(url, timeout, http, api_key)
     try:
         info = transport.send(protocol.get_session(name))
         if model not in (None, info.model):
@@ -70,7 +73,12 @@ class Client:
     """
 
     def __init__(
-        self, url: str, *, timeout: float = TIMEOUT, http: httpx.Client | None = None
+        self,
+        url: str,
+        *,
+        timeout: float = TIMEOUT,
+        http: httpx.Client | None = None,
+        api_key: str | None = None,
     ) -> None:
         """Reach a server; nothing is sent yet.
 
@@ -78,11 +86,12 @@ class Client:
             url: `http://host:port`.
             timeout: seconds that each call may take in all.
             http: a client of your own (TLS, authentication, proxies); it stays open.
+            api_key: what the server knows you by; None for that in `CURVSERVE_API_KEY`.
 
         Raises:
-            ValueError: the URL or the timeout is invalid.
+            ValueError: the URL, the timeout or the key is invalid.
         """
-        self._transport = Transport(url, timeout, http)
+        self._transport = Transport(url, timeout, http, api_key)
 
     def models(self) -> list[ModelSpec]:
         """Return the specification of every model that is served."""

@@ -123,6 +123,7 @@ class Unauthorized(ProblemError):
     """No API key, or one that is not known."""
 
     code, status, title = "unauthorized", 401, "A valid API key is needed"
+    advice = "give connect or Client an api_key, or set CURVSERVE_API_KEY"
 
 
 class Forbidden(ProblemError):
@@ -238,6 +239,25 @@ class SessionExists(ProblemError):
     code, status, title = "session_exists", 409, "A session of this name exists"
 
 
+class UnknownCheckpoint(ProblemError):
+    """The session has no checkpoint of this name."""
+
+    code, status, title = "unknown_checkpoint", 404, "No such checkpoint"
+
+
+class CheckpointExists(ProblemError):
+    """The session has another checkpoint of this name; checkpoints never change."""
+
+    code, status, title = "checkpoint_exists", 409, "A checkpoint of this name exists"
+
+
+class StorageFailed(ProblemError):
+    """The server could not write to its data folder; what was acknowledged before is safe."""
+
+    code, status, title = "storage_failed", 503, "The server's data folder cannot be written"
+    advice = "its operator must mend the disk and restart it; then send the request again"
+
+
 class UnsupportedMediaType(ProblemError):
     """The body's content type is none that this call takes."""
 
@@ -277,6 +297,9 @@ _CLASSES: tuple[type[ProblemError], ...] = (
     MethodNotAllowed,
     InvalidRequest,
     SessionExists,
+    UnknownCheckpoint,
+    CheckpointExists,
+    StorageFailed,
     UnsupportedMediaType,
     InternalError,
 )

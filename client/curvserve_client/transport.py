@@ -1,6 +1,8 @@
 """Sends the protocol's requests over httpx: in chunks, into reused memory, within a deadline."""
 
 import math
+import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, cast
 
@@ -16,6 +18,10 @@ T = TypeVar("T")
 
 _CHUNK = 256 * 1024
 _MAX_DOCUMENT = 16 * 1024 * 1024
+_KEY = re.compile(r"[\x21-\x7e]+")
+ENVIRONMENT_KEY = "CURVSERVE_API_KEY"
+"""Where an API key is looked for that was not given."""
+
 _AWAITED = {
     httpx.ConnectTimeout: "a connection",
     httpx.PoolTimeout: "a free connection of its own pool",
@@ -31,16 +37,25 @@ class Transport:
         timeout: seconds that one call may take in all.
     """
 
-    def __init__(self, url: str, timeout: float, http: httpx.Client | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout: float,
+        http: httpx.Client | None = None,
+        api_key: str | None = None,
+    ) -> None:
         """Reach a server; nothing is sent yet.
 
         Args:
             url: `http://host:port` or `https://...`, with a path where a proxy needs one.
             timeout: seconds that one call may take in all.
             http: a client of the caller's own (TLS, authentication, proxies); it stays open.
+            api_key: what the server knows the caller by; None for that of the environment, unless
+                `http` has an authentication of its own.
 
         Raises:
-            ValueError: the URL is not http or https, or the timeout is not a finite number > 0.
+            ValueError: the URL is not http or https, the timeout is not a finite number > 0, or the
+                key holds what no key has.
         """
         if not math.isfinite(timeout) or timeout <= 0:
             raise ValueError(f"timeout is {timeout!r}; expected a finite number of seconds > 0")
@@ -48,6 +63,7 @@ class Transport:
         self.timeout = timeout
         self._owned = http is None
         self._http = _new_client() if http is None else http
+        self._authorization = _authorization(api_key, http)
         self._buffers = BufferPool()
 
     def send(self, request: Request[T]) -> T:
@@ -78,7 +94,7 @@ class Transport:
             request.method,
             self.address + request.path,
             params=request.query or None,
-            headers=_headers(request),
+            headers=_headers(request) | self._authorization,
             content=_Content(request.parts, deadline) if request.parts else None,
             extensions={"timeout": deadline.timeouts},
             follow_redirects=False,
@@ -125,6 +141,18 @@ def _checked(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"{url!r} is not a server's URL; expected http://host:port")
     return url.rstrip("/")
+
+
+def _authorization(key: str | None, http: httpx.Client | None) -> dict[str, str]:
+    """Return the header with the API key; none where there is no key."""
+    own = http is not None and (http.auth is not None or "authorization" in http.headers)
+    if key is None and not own:
+        key = os.environ.get(ENVIRONMENT_KEY) or None
+    if key is None:
+        return {}
+    if not _KEY.fullmatch(key):  # said here, where the message does not hold it
+        raise ValueError("the API key holds spaces, line breaks or characters that are not ASCII")
+    return {"Authorization": f"Bearer {key}"}
 
 
 def _headers(request: Request[Any]) -> dict[str, str]:

@@ -50,6 +50,7 @@ def run(*, steps: int, data_dir: Path | None, port: int, keep: bool) -> None:
 def _server(port: int) -> Iterator[subprocess.Popen[str]]:
     """Run `curvserve serve` in a process of its own, and end it after the block."""
     command = [sys.executable, "-m", "curvserve", "serve", "--model", MODEL, "--port", str(port)]
+    command += ["--log-level", "warning"]  # the loop has its own lines to show
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process

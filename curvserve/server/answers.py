@@ -11,6 +11,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
+from .. import phases
+from ..failpoints import reached
 from .body import JSON
 
 CHUNK = 256 * 1024
@@ -42,20 +44,34 @@ class Parts(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+class Receipt(Response):
+    """The answer of a change."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer."""
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        reached("mid_answer")
+        await send({"type": "http.response.body", "body": self.body})
+
+
 def etag(version: int) -> str:
     """Return a version as an entity tag."""
     return f'"{version}"'
 
 
-def json_answer(document: Mapping[str, Any], version: int | None = None) -> Response:
+def json_answer(
+    document: Mapping[str, Any], version: int | None = None, kind: type[Response] = Response
+) -> Response:
     """Return a JSON answer.
 
     Args:
         document: its members.
         version: the session's version, where it is about one.
+        kind: how it is sent.
     """
     headers = {} if version is None else {"etag": etag(version)}
-    return Response(_dump(document), headers=headers, media_type=JSON)
+    with phases.measure("encode"):
+        return kind(_dump(document), headers=headers, media_type=JSON)
 
 
 async def tensor_answer(
@@ -70,11 +86,12 @@ async def tensor_answer(
         version: the session's version.
     """
     headers = {"etag": etag(version), "vary": "accept"}
-    if not _wants_json(request):
-        return Parts(encode(tensors, metadata), headers)
-    # number by number in Python: slow, so not on the event loop
-    text = await asyncio.to_thread(_dump_tensors, tensors, metadata)
-    return Response(text, headers=headers, media_type=JSON)
+    with phases.measure("encode"):
+        if not _wants_json(request):
+            return Parts(encode(tensors, metadata), headers)
+        # number by number in Python: slow, so not on the event loop
+        text = await asyncio.to_thread(_dump_tensors, tensors, metadata)
+        return Response(text, headers=headers, media_type=JSON)
 
 
 def _wants_json(request: Request) -> bool:

@@ -4,46 +4,77 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import torch
-from curvserve_client.rules import DiagGGN
 from curvserve_client.types import ModelSpec, ParameterSpec
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 
 from .. import __version__
+from ..api_keys import KeyRing
 from ..engine.quantities import QUANTITIES
 from ..models import Model
-from ..sessions import InlineExecutor, Session, Sessions
+from ..sessions import Durability, Executor, InlineExecutor, Sessions
+from ..sessions.durability import SNAPSHOT_EVERY
+from ..sessions.storage import MemoryStore, Store
+from .access import Access
+from .body import BodyMemory
 from .context import Context
 from .limits import Limits
+from .metrics import Metrics
+from .observation import Observation
+from .openapi import document
 from .problems import handle_problems
 from .request_id import RequestId
+from .route_table import RouteTable
 from .routes import ROUTERS
 
 
 def create_app(
-    models: Sequence[Model], device: torch.device | str = "cpu", limits: Limits | None = None
+    models: Sequence[Model],
+    device: torch.device | str = "cpu",
+    limits: Limits | None = None,
+    keys: KeyRing | None = None,
+    telemetry: TelemetryConfig | None = None,
+    open_store: Callable[[], Store] = MemoryStore,
+    snapshot_every: int = SNAPSHOT_EVERY,
 ) -> FastAPI:
-    """Return the application; at start it begins one session named after each model.
+    """Return the application.
+
+    At start it brings back the sessions of its store, and begins one named after each model where
+    there is none of that name.
 
     Args:
         models: what to serve.
         device: where to compute.
         limits: caps and deadlines; the defaults of `Limits` where None.
+        keys: who may call; anyone where None.
+        telemetry: FastAPI's OpenTelemetry; where None, what the variables OTEL_* say.
+        open_store: makes what keeps the sessions.
+        snapshot_every: changes between two snapshots of a session.
     """
+    limits = limits or Limits()
     recipes = {model.name: model for model in models}
     executor = InlineExecutor(recipes, torch.device(device))
-    context = Context(Sessions(recipes, executor), executor, limits or Limits(), {})
+    durability = Durability(open_store, executor.to_host, snapshot_every)
+    sessions = Sessions(recipes, executor, durability, limits.queue)
+    metrics, memory = Metrics(sessions.list), BodyMemory(limits.bodies_bytes)
+    context = Context(sessions, executor, durability, limits, {}, metrics, memory, keys)
     app = FastAPI(
         title="curvserve",
         version=__version__,
         docs_url=None,  # its pages load their parts from another host
         redoc_url=None,
         lifespan=_lifespan(context),
+        telemetry={"auto_configure": True} if telemetry is None else telemetry,
     )
     app.state.context = context
-    app.add_middleware(RequestId)
     handle_problems(app)
     for router in ROUTERS:
         app.include_router(router)
+    document(app)
+    if keys is not None:
+        app.add_middleware(Access, keys=keys)
+    app.add_middleware(Observation, routes=RouteTable(app), metrics=metrics)
+    app.add_middleware(RequestId)  # the last one added is the first to see a request
     return app
 
 
@@ -51,24 +82,29 @@ def _lifespan(context: Context) -> Callable[[FastAPI], AbstractAsyncContextManag
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
-            for model in context.sessions.models:
-                session = await context.sessions.create(model, DiagGGN(), name=model)
-                context.specifications[model] = specification(session)
+            await context.sessions.recover()
+            for name, model in context.sessions.models.items():
+                context.specifications[name] = await _specification(model, context.executor)
+                if context.sessions.is_free(name):
+                    await context.sessions.create(name, name=name)
             context.ready = True
             yield
+            await context.sessions.finish(context.limits.shutdown_seconds)
+            await context.sessions.close()
         finally:
             context.ready = False
-            context.executor.close()
+            context.hung = not context.executor.close(context.limits.shutdown_seconds)
+            context.durability.close()
 
     return lifespan
 
 
-def specification(session: Session) -> ModelSpec:
-    """Return what clients are told of a session's model."""
-    model = session.model
+async def _specification(model: Model, executor: Executor) -> ModelSpec:
+    """Return what clients are told of a model."""
+    parameters, _ = await executor.initial_tensors(model.name, 0)
     return ModelSpec(
         name=model.name,
-        parameters={name: ParameterSpec.of(p) for name, p in session.state.parameters.items()},
+        parameters={name: ParameterSpec.of(p) for name, p in parameters.items()},
         inputs=model.inputs.describe(),
         targets=model.targets.describe(),
         loss=type(model.loss()).__name__,

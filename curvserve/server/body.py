@@ -6,6 +6,8 @@ service is a problem document, and it knows one cap, where ours follow from the 
 
 import asyncio
 import hashlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from curvserve_client.errors import (
@@ -13,6 +15,7 @@ from curvserve_client.errors import (
     DeadlineExceeded,
     LengthRequired,
     MalformedBody,
+    Overloaded,
     UnsupportedMediaType,
 )
 from curvserve_client.wire import MEDIA_TYPE
@@ -42,8 +45,11 @@ def media_type(request: Request) -> str:
     """Return a body's media type without its parameters.
 
     Raises:
-        UnsupportedMediaType: neither JSON nor safetensors.
+        UnsupportedMediaType: neither JSON nor safetensors, or compressed.
     """
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() != "identity":
+        raise UnsupportedMediaType(f"the Content-Encoding is {coding!r}", expected="none")
     given = request.headers.get("content-type", "")
     kind = given.partition(";")[0].strip().lower()
     if kind not in (JSON, MEDIA_TYPE):
@@ -52,18 +58,55 @@ def media_type(request: Request) -> str:
     return kind
 
 
-async def receive(request: Request, limits: Limits, tensor_bytes: int) -> Body:
+class BodyMemory:
+    """What all bodies together may take, so that many large ones do not exhaust the machine."""
+
+    def __init__(self, size: int) -> None:
+        """Begin with nothing taken.
+
+        Args:
+            size: bytes in all.
+        """
+        self._size = size
+        self._taken = 0
+
+    @contextmanager
+    def take(self, size: int) -> Iterator[None]:
+        """Hold memory for a block.
+
+        Raises:
+            Overloaded: there is not as much left.
+        """
+        if self._taken + size > self._size:
+            detail = f"{self._taken} bytes of bodies are being received or worked on"
+            expected = f"at most {self._size} bytes at a time"
+            raise Overloaded(detail, expected=expected, retry_after=1.0)
+        self._taken += size
+        try:
+            yield
+        finally:
+            self._taken -= size
+
+
+@asynccontextmanager
+async def receive(
+    request: Request, limits: Limits, memory: BodyMemory, tensor_bytes: int
+) -> AsyncIterator[Body]:
     """Receive a body into a buffer of its declared length; a chunked one grows up to the cap.
+
+    Its memory counts as taken until the block ends.
 
     Args:
         request: the request, its body not yet read.
         limits: caps and deadlines.
+        memory: where the body's memory comes from.
         tensor_bytes: what the largest legal tensors take; 0 for a JSON document without tensors.
 
     Raises:
         UnsupportedMediaType: neither JSON nor safetensors.
         LengthRequired: no Content-Length, and not chunked.
         BodyTooLarge: over the cap, declared or arrived; nothing more of it is kept.
+        Overloaded: all bodies together take too much.
         MalformedBody: not as many bytes as declared.
         DeadlineExceeded: it did not arrive in time.
         ClientDisconnect: the caller left before it arrived.
@@ -72,13 +115,14 @@ async def receive(request: Request, limits: Limits, tensor_bytes: int) -> Body:
     cap = _cap(kind, limits, tensor_bytes)
     declared = _declared_length(request, cap)
     digest = hashlib.sha256(f"{request.method} {request.url.path}?{request.url.query}\n".encode())
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            data = await _collect(request, cap, declared, digest)
-    except TimeoutError as error:
-        waited = f"{limits.body_seconds:g} s"
-        raise DeadlineExceeded(f"the body did not arrive within {waited}") from error
-    return Body(data, kind, digest.digest())
+    with memory.take(cap if declared is None else declared):
+        try:
+            async with asyncio.timeout(limits.body_seconds):
+                data = await _collect(request, cap, declared, digest)
+        except TimeoutError as error:
+            waited = f"{limits.body_seconds:g} s"
+            raise DeadlineExceeded(f"the body did not arrive within {waited}") from error
+        yield Body(data, kind, digest.digest())
 
 
 async def _collect(

@@ -6,8 +6,11 @@ from typing import Annotated
 from curvserve_client.types import ModelSpec
 from fastapi import Depends, Request
 
-from ..sessions import Executor, Session, Sessions
+from ..api_keys import KeyRing
+from ..sessions import Durability, Executor, Session, Sessions
+from .body import BodyMemory
 from .limits import Limits
+from .metrics import Metrics
 
 
 @dataclass
@@ -17,32 +20,44 @@ class Context:
     Attributes:
         sessions: the sessions, and the models that they may be of.
         executor: who computes.
+        durability: who keeps the sessions.
         limits: caps and deadlines.
         specifications: model name -> what is told of it; filled at start.
+        metrics: what is counted.
+        memory: where bodies are received.
+        keys: who may call; anyone where None.
         ready: whether new work is welcome.
+        hung: whether a computation was still under way when the server had stopped.
     """
 
     sessions: Sessions
     executor: Executor
+    durability: Durability
     limits: Limits
     specifications: dict[str, ModelSpec]
+    metrics: Metrics
+    memory: BodyMemory
+    keys: KeyRing | None = None
     ready: bool = False
+    hung: bool = False
 
 
-def current_context(request: Request) -> Context:
+# FastAPI would run a plain function in a thread of its own pool, for every request
+async def current_context(request: Request) -> Context:
     """Return the application's context."""
     context = request.app.state.context
     assert isinstance(context, Context)
     return context
 
 
-def current_session(name: str, request: Request) -> Session:
+async def current_session(name: str, request: Request) -> Session:
     """Return the session that the path names, and note it for the answer's ETag.
 
     Raises:
         UnknownSession: there is none of this name.
     """
-    session = current_context(request).sessions.find(name)
+    context = await current_context(request)
+    session = context.sessions.find(name)
     request.state.session = session
     return session
 

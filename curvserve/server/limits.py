@@ -13,12 +13,23 @@ class Limits:
         json_bytes: largest JSON batch; larger ones travel as safetensors.
         control_bytes: largest JSON document that is not a batch.
         header_bytes: room for a safetensors header beside the tensors.
+        bodies_bytes: what all bodies that are being received or worked on may take together.
         body_seconds: time within which a body has to arrive.
-        shutdown_seconds: time that requests under way are given when the server stops.
+        head_seconds: time within which a request's line and headers have to arrive.
+        work_seconds: time within which the answer to a received request has to be there.
+        queue: requests of one session that may wait or be computed at a time.
+        notice_seconds: time between not being ready any more and closing the door, for a load
+            balancer to notice.
+        shutdown_seconds: time that admitted work is given when the server stops.
     """
 
     json_bytes: int = 8 * 1024 * 1024
     control_bytes: int = 64 * 1024
     header_bytes: int = 1024 * 1024
+    bodies_bytes: int = 4 * 1024 * 1024 * 1024
     body_seconds: float = 60.0
-    shutdown_seconds: int = 10
+    head_seconds: float = 20.0
+    work_seconds: float = 600.0
+    queue: int = 32
+    notice_seconds: float = 0.0
+    shutdown_seconds: int = 30

@@ -1,12 +1,13 @@
 """Every error as an RFC 9457 problem document; no traceback and no path leaves the server."""
 
 import json
+import logging
+import math
 from typing import Any
 
 from curvserve_client.errors import (
     BodyTooLarge,
     Draining,
-    InternalError,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
@@ -19,10 +20,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from ..sessions import CallerGone
 from .answers import etag
 from .request_id import HEADER
 
 MEDIA_TYPE = "application/problem+json"
+
+_LOG = logging.getLogger("curvserve.problems")
 
 _BY_STATUS = {404: NotFound, 405: MethodNotAllowed, 413: BodyTooLarge, 503: Draining}
 
@@ -33,7 +37,7 @@ def handle_problems(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(ClientDisconnect, _nobody_listens)
-    app.add_exception_handler(Exception, _internal)
+    app.add_exception_handler(CallerGone, _nobody_listens)
 
 
 def first_error(errors: Any) -> str:
@@ -52,16 +56,21 @@ def problem_answer(request: Request, error: ProblemError) -> Response:
     request_id = getattr(request.state, "request_id", None)
     session = getattr(request.state, "session", None)
     headers = {HEADER: request_id} if request_id else {}
+    exchange = getattr(request.state, "exchange", None)
+    if exchange is not None:
+        exchange.problem = error.code
     if session is not None:
         headers["etag"] = etag(session.state.version)
     if error.retry_after is not None:
-        headers["retry-after"] = f"{error.retry_after:.0f}"
+        headers["retry-after"] = f"{math.ceil(error.retry_after)}"
     document = problem_document(error) | {"request_id": request_id}
     return Response(json.dumps(document), error.status, headers, MEDIA_TYPE)
 
 
 async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
+    if error.status not in (503, 504) and error.status >= 500:
+        _LOG.error(error.code, exc_info=error)
     return problem_answer(request, error)
 
 
@@ -81,9 +90,4 @@ async def _invalid_request(request: Request, error: Exception) -> Response:
 
 
 async def _nobody_listens(request: Request, error: Exception) -> Response:
-    return Response(status_code=400)  # the caller hung up: this goes nowhere
-
-
-async def _internal(request: Request, error: Exception) -> Response:
-    # starlette raises the error again after this, so that the log has its traceback
-    return problem_answer(request, InternalError("the server met an error that it did not expect"))
+    return Response(status_code=499)  # the caller hung up: this goes nowhere but to the log

@@ -2,11 +2,16 @@
 
 import re
 import uuid
+from contextvars import ContextVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER = "x-request-id"
+
+current: ContextVar[str] = ContextVar("curvserve.request_id")
+"""The id of the request that is being answered; every line of log made meanwhile carries it."""
+
 _SAFE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -25,6 +30,9 @@ class RequestId:
         given = Headers(scope=scope).get(HEADER, "")
         request_id = given if _SAFE.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        current.set(
+            request_id
+        )  # left so: what is logged of the request after this is still its own
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":

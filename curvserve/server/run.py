@@ -1,15 +1,27 @@
 """A server process: the socket, the signals, and the one line that says where it listens."""
 
+import asyncio
 import ipaddress
 import logging
+import os
+import resource
 import signal
 import socket
+import ssl
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from ..api_keys import KeyFileError
 from .context import Context
+from .protocol import protocol_class
+
+_LOG = logging.getLogger("curvserve.server")
+
+
+_LAST_ANSWERS = 5
+"""Seconds beside the work's own in which its callers are answered."""
 
 
 class CannotListen(Exception):
@@ -22,16 +34,16 @@ def listen(host: str, port: int, *, insecure: bool = False) -> socket.socket:
     Args:
         host: a name or an address.
         port: a port, or 0 for a free one.
-        insecure: allow addresses that other machines can reach.
+        insecure: allow addresses that other machines can reach; API keys allow them too.
 
     Raises:
         CannotListen: no such host, an address that is not loopback, a port that is taken.
     """
     family, address = _resolve(host, port)
-    if not insecure and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+    if not insecure and not is_loopback(address):
         raise CannotListen(
             f"{host} can be reached from other machines, and nothing here asks who is calling; "
-            "say --insecure if that is what you want"
+            "give --api-keys FILE, or say --insecure if that is what you want"
         )
     # asyncio turns Nagle's algorithm off only where the protocol is named: without it, every
     # answer of two writes waits 40 ms for the caller's delayed acknowledgement
@@ -46,33 +58,62 @@ def listen(host: str, port: int, *, insecure: bool = False) -> socket.socket:
     return listener
 
 
-def address_of(listener: socket.socket) -> str:
+def is_loopback(address: str) -> bool:
+    """Tell whether only this machine can call an address."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def address_of(listener: socket.socket, *, tls: bool = False) -> str:
     """Return a bound socket's address as a URL."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def serve(app: FastAPI, listener: socket.socket, announcement: str) -> None:
+def serve(
+    app: FastAPI, listener: socket.socket, announcement: str, tls: ssl.SSLContext | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT, let requests under way end, then exit with status 0.
+
+    SIGHUP has the API keys read again.
 
     Args:
         app: what to serve.
         listener: the socket to serve on.
         announcement: printed once connections are accepted.
+        tls: what to speak TLS with; plain HTTP without.
     """
     context = app.state.context
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    _warn(context, listener, tls)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)  # uvicorn raises the signal again when it has shut down
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
+        http=protocol_class(context.limits.head_seconds),
         ws="none",
         server_header=False,
-        timeout_graceful_shutdown=context.limits.shutdown_seconds,
+        ssl_context_factory=(lambda config, default: tls) if tls else None,
+        timeout_graceful_shutdown=context.limits.shutdown_seconds + _LAST_ANSWERS,
     )
-    _Server(config, context, announcement).run(sockets=[listener])
+    _allow_many_connections()
+    server = _Server(config, context, announcement)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        if context.hung:  # its thread would be waited for at the end of the interpreter
+            _LOG.error("a computation did not end in time; what it comes to is not applied")
+            logging.shutdown()
+            os._exit(1)
+    if not server.started:
+        raise SystemExit(1)
+
+
+def _allow_many_connections() -> None:
+    """Raise the number of open files to what the system allows: slow callers hold connections."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _Server(uvicorn.Server):
@@ -85,11 +126,39 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self.should_exit:
+            return
+        if self._context.keys is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_keys)
         print(self._announcement, flush=True)  # noqa: T201  # what scripts and people wait for
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._context.ready = False
+        context = self._context
+        context.ready = False
+        await asyncio.sleep(context.limits.notice_seconds)
+        context.sessions.drain()
+        finishing = asyncio.create_task(context.sessions.finish(context.limits.shutdown_seconds))
         await super().shutdown(sockets)
+        await finishing
+
+    def _reload_keys(self) -> None:
+        keys = self._context.keys
+        assert keys is not None
+        try:
+            keys.reload()
+        except KeyFileError as error:
+            _LOG.error("the API keys stay as they were: %s", error)
+        else:
+            _LOG.info("read %d API keys from %s", len(keys.entries), keys.path)
+
+
+def _warn(context: Context, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+    if context.keys is None:
+        return
+    if context.keys.readable_by_others:
+        _LOG.warning("every user of this machine can read %s", context.keys.path)
+    if tls is None and not is_loopback(listener.getsockname()[0]):
+        _LOG.warning("without --tls-cert and --tls-key the API keys travel in the clear")
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, str]:

@@ -13,6 +13,7 @@ from curvserve_client.types import ParameterSpec, dtype_name
 from curvserve_client.wire import decode, read_header
 from torch import Tensor
 
+from .. import phases
 from ..models import Model
 from ..models.specification import Described, SampleSpec
 from ..sessions import Tensors
@@ -51,12 +52,13 @@ async def read(body: Body, check: LayoutCheck, dtypes: Mapping[str, torch.dtype]
         MalformedBody: the bytes are not what their content type says.
         InvalidBatch: whatever `check` refuses.
     """
-    if body.media_type == JSON:
-        # number by number in Python: slow, so not on the event loop
-        return await asyncio.to_thread(_from_json, body.data, check, dtypes)
-    infos, _ = read_header(body.data)
-    check(infos)
-    return decode(body.data)[0]
+    with phases.measure("decode"):
+        if body.media_type == JSON:
+            # number by number in Python: slow, so not on the event loop
+            return await asyncio.to_thread(_from_json, body.data, check, dtypes)
+        infos, _ = read_header(body.data)
+        check(infos)
+        return decode(body.data)[0]
 
 
 def check_parameters(current: Tensors, given: Mapping[str, Described]) -> None:
@@ -82,10 +84,13 @@ def parse_json(data: bytes | bytearray) -> dict[str, Any]:
     """Return a JSON object.
 
     Raises:
-        MalformedBody: not JSON, not an object, or it holds NaN or Infinity, which JSON has not.
+        MalformedBody: not JSON, not an object, it holds NaN or Infinity, which JSON has not, or an
+            object whose names are not Unicode, or not unique.
     """
     try:
-        document = json.loads(data, parse_constant=_refuse_constant)
+        document = json.loads(
+            data, parse_constant=_refuse_constant, object_pairs_hook=_unique_members
+        )
     except (ValueError, RecursionError) as error:
         raise MalformedBody(f"the body is not JSON: {error}") from error
     if not isinstance(document, dict):
@@ -99,6 +104,19 @@ def _sample_bytes(spec: SampleSpec) -> int:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("an object has two members of one name")
+    if not all(map(_is_unicode, members)):
+        raise ValueError("a name is not Unicode")
+    return members
+
+
+def _is_unicode(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _from_json(data: bytearray, check: LayoutCheck, dtypes: Mapping[str, torch.dtype]) -> Tensors:

@@ -1,20 +1,30 @@
-"""Training states: what a session is, who may change it, and who computes its work."""
+"""Training states: what a session is, who may change it, who computes and who keeps it."""
 
+from .attendance import Caller, CallerGone, Request
 from .collection import Sessions
+from .durability import Durability
+from .events import Event, Events
 from .executor import Executor, InlineExecutor
-from .ledger import Ledger, Receipt
-from .session import Change, Session
-from .state import Expectation, SessionState, Tensors
+from .machine import Expectation, Kind, Machine, Receipt, Ticket
+from .session import Session
+from .state import SessionState, Tensors
 
 __all__ = [
-    "Change",
+    "Caller",
+    "CallerGone",
+    "Durability",
+    "Event",
+    "Events",
     "Executor",
     "Expectation",
     "InlineExecutor",
-    "Ledger",
+    "Kind",
+    "Machine",
     "Receipt",
+    "Request",
     "Session",
     "SessionState",
     "Sessions",
     "Tensors",
+    "Ticket",
 ]

@@ -1,15 +1,36 @@
-"""All sessions of a server."""
+"""All sessions of a server: begun, found again after a restart, ended."""
 
+import asyncio
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
 
-from curvserve_client.errors import InvalidRequest, SessionExists, UnknownModel, UnknownSession
-from curvserve_client.rules import Rule
+from curvserve_client.errors import (
+    Draining,
+    InvalidRequest,
+    SessionExists,
+    StorageFailed,
+    UnknownCheckpoint,
+    UnknownModel,
+    UnknownSession,
+)
+from curvserve_client.rules import Rule, make_rule, rule_options
 
 from ..models import Model
+from .durability import Durability
+from .events import Events
 from .executor import Executor
+from .machine import Machine, Receipt
+from .recovery import CannotRecover, Recovery
 from .session import Session
+from .snapshots import state_of, without_rule_state
 from .state import SessionState
+from .storage import SessionRecord, Stored, decode_state
+
+log = logging.getLogger("curvserve.sessions")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -19,46 +40,100 @@ class Sessions:
 
     Attributes:
         models: name -> recipe of every model that is served.
+        events: what happens in all of them.
+        problems: what was found damaged at the start, in sentences.
     """
 
-    def __init__(self, models: Mapping[str, Model], executor: Executor) -> None:
-        """Begin without sessions.
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        executor: Executor,
+        durability: Durability,
+        queue: int = 32,
+    ) -> None:
+        """Begin without sessions; `recover` brings back those of an earlier process.
 
         Args:
             models: name -> recipe.
             executor: who computes for all of them.
+            durability: who keeps them.
+            queue: requests of one session that may wait or be computed at a time.
         """
         self.models = models
+        self.events = Events()
+        self.problems: list[str] = []
         self._executor = executor
+        self._durability = durability
+        self._queue = queue
         self._sessions: dict[str, Session] = {}
         self._reserved: set[str] = set()
+        self._draining = False
 
-    async def create(self, model: str, rule: Rule, seed: int = 0, name: str = "") -> Session:
-        """Begin a session at version 0.
+    async def recover(self) -> None:
+        """Open the store and bring back every session that it holds.
+
+        A session that cannot be served is told of in `problems`; what is stored of it stays, and so
+        does its name.
+
+        Raises:
+            StorageError: the store cannot be opened.
+        """
+        found = await self._durability.recover()
+        self.problems += found.problems
+        recovery = Recovery(self.models, self._executor, self._durability, found.epochs)
+        for stored in found.sessions:
+            name = stored.record.name
+            try:
+                state, differences = await recovery.state(stored)
+            except CannotRecover as error:
+                self._reserved.add(name)
+                self.problems.append(f"session {name}: {error}; it is kept, and not served")
+            else:
+                self._sessions[name] = self._recovered(stored, state, differences)
+        for problem in self.problems:
+            log.error("%s", problem)
+
+    async def create(
+        self,
+        model: str,
+        rule: Rule | None = None,
+        seed: int | None = None,
+        name: str = "",
+        from_checkpoint: str = "",
+    ) -> Session:
+        """Begin a session: at version 0, or where a checkpoint was.
 
         Args:
             model: name of its model.
-            rule: its update rule.
-            seed: what its initial parameters and draws come from.
+            rule: its update rule; None for the checkpoint's, or the default.
+            seed: what its initial parameters and draws come from; None for the checkpoint's, or 0.
             name: what to call it; empty for the first free `<model>-<number>`.
+            from_checkpoint: `<session>/<checkpoint>`; empty to draw the parameters from the seed.
 
         Raises:
             UnknownModel: this server does not serve the model.
-            InvalidRequest: the name is not 1 to 64 letters, digits, dots, dashes, underscores.
+            InvalidRequest: the name is not 1 to 64 letters, digits, dots, dashes, underscores; or
+                the checkpoint is of another model.
             SessionExists: the name is taken.
-            InvalidRule: the rule cannot update a parameter of the model.
+            UnknownCheckpoint: there is no such checkpoint.
+            InvalidRule: the rule does not fit the model.
+            StorageFailed: it could not be written.
         """
-        recipe = self.find_model(model)
+        self.find_model(model)
+        if self._draining:
+            raise Draining("the server is stopping and takes no new work")
         name = name or self._free_name(model)
         self._check_name(name)
         self._reserved.add(name)
         try:
-            parameters, buffers = await self._executor.initial_tensors(model, seed)
-            rule_state = rule.start(parameters)
+            state = await self._first_state(model, rule, seed, from_checkpoint)
+            record = _record(name, state)
+            durable = await self._durability.create(record, state)
+            machine = Machine(state.version, durable, capacity=self._queue)
+            self._sessions[name] = self._session(record, state, machine)
         finally:
             self._reserved.discard(name)
-        state = SessionState(model, seed, rule, parameters, buffers, rule_state)
-        self._sessions[name] = Session(name, recipe, state, self._executor)
+        self.events.publish("created", session=name, model=model, version=state.version)
         return self._sessions[name]
 
     def find_model(self, name: str) -> Model:
@@ -82,35 +157,139 @@ class Sessions:
             raise UnknownSession(f"no session is called {name!r}")
         return self._sessions[name]
 
+    def is_free(self, name: str) -> bool:
+        """Tell whether no session has a name, served or kept."""
+        return name not in self._sessions and name not in self._reserved
+
     def list(self) -> list[Session]:
         """Return all sessions, the oldest first."""
         return list(self._sessions.values())
 
     async def delete(self, name: str) -> None:
-        """End a session, after the change that it has under way.
+        """End a session at once; a change under way is not applied any more.
 
         Raises:
             UnknownSession: there is none of this name.
         """
         session = self.find(name)
-        await session.close()
-        if self._sessions.get(name) is session:  # another request may have been faster
-            del self._sessions[name]
+        del self._sessions[name]
+        self._reserved.add(name)  # until its files are gone
+        try:
+            await session.delete()
+        finally:
+            self._reserved.discard(name)
+
+    def drain(self) -> None:
+        """Admit nothing more; what is admitted goes on."""
+        self._draining = True
+        for session in self._sessions.values():
+            session.drain()
+
+    async def finish(self, seconds: float) -> None:
+        """Let admitted work end, drop what has not begun by then, and let every watcher go.
+
+        Args:
+            seconds: how long the admitted work may take.
+        """
+        self.drain()
+        sessions = self.list()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*(session.idle() for session in sessions))
+        for session in sessions:
+            session.withdraw()
+        self.events.close()
+
+    async def close(self) -> None:
+        """Keep the last state of every session in a snapshot."""
+        for session in self.list():
+            try:
+                await session.close()
+            except StorageFailed as error:  # what was acknowledged is in the journal
+                log.error("session %s: no last snapshot: %s", session.name, error)
+
+    async def _first_state(
+        self, model: str, rule: Rule | None, seed: int | None, from_checkpoint: str
+    ) -> SessionState:
+        if from_checkpoint:
+            return await self._from_checkpoint(model, rule, seed, from_checkpoint)
+        rule = rule or make_rule("diag_ggn")
+        seed = seed or 0
+        parameters, buffers = await self._executor.initial_tensors(model, seed)
+        return SessionState(model, seed, rule, parameters, buffers, rule.start(parameters))
+
+    async def _from_checkpoint(
+        self, model: str, rule: Rule | None, seed: int | None, reference: str
+    ) -> SessionState:
+        session, slash, checkpoint = reference.partition("/")
+        if not slash or session not in self._sessions:
+            raise UnknownCheckpoint(f"no checkpoint {reference!r}", expected="session/checkpoint")
+        body = await self._durability.read_checkpoint(session, checkpoint)
+        stored = decode_state(body)
+        if stored.record.model != model:
+            message = f"the checkpoint {reference!r} is of the model {stored.record.model!r}"
+            raise InvalidRequest(message, expected=model)
+        own = make_rule(stored.record.rule, stored.record.options)
+        chosen = own if rule is None else rule
+        snapshot = stored.snapshot
+        if chosen.name != own.name:  # another rule cannot go on from what this one remembered
+            snapshot = without_rule_state(snapshot)
+        seed = stored.record.seed if seed is None else seed
+        return await self._executor.adopt(state_of(snapshot, model, seed, chosen))
+
+    def _recovered(
+        self, stored: Stored, state: SessionState, differences: Sequence[str]
+    ) -> Session:
+        finished = [
+            (each.key, each.fingerprint, Receipt(each.version, dict(each.answer)))
+            for each in stored.answered
+        ]
+        machine = Machine(state.version, state.version, capacity=self._queue, finished=finished)
+        problems = [*stored.problems, *differences]
+        self.problems += [f"session {stored.record.name}: {problem}" for problem in problems]
+        steps = [dict(each.answer) for each in stored.answered if "loss" in each.answer]
+        return self._session(stored.record, state, machine, problems, steps)
+
+    def _session(
+        self,
+        record: SessionRecord,
+        state: SessionState,
+        machine: Machine,
+        problems: Sequence[str] = (),
+        history: Sequence[dict[str, Any]] = (),
+    ) -> Session:
+        return Session(
+            record,
+            self.models[record.model],
+            state,
+            machine,
+            self._executor,
+            self._durability,
+            self.events,
+            problems,
+            history,
+        )
 
     def _check_name(self, name: str) -> None:
         if not _NAME.fullmatch(name):
-            expected = (
-                "1 to 64 letters, digits, dots, dashes or underscores, a letter or digit first"
-            )
-            raise InvalidRequest(f"{name!r} is no name for a session", expected=expected)
-        if self._taken(name):
-            raise SessionExists(f"a session called {name!r} exists")
+            expected = "1 to 64 letters, digits, '.', '-', '_', a letter or digit first"
+            raise InvalidRequest(f"{name!r} cannot be a session's name", expected=expected)
+        if not self.is_free(name):
+            raise SessionExists(f"a session is called {name!r} already")
 
     def _free_name(self, model: str) -> str:
         number = 1
-        while self._taken(f"{model}-{number}"):
+        while not self.is_free(name := f"{model}-{number}"):
             number += 1
-        return f"{model}-{number}"
+        return name
 
-    def _taken(self, name: str) -> bool:
-        return name in self._sessions or name in self._reserved
+
+def _record(name: str, state: SessionState) -> SessionRecord:
+    return SessionRecord(
+        name=name,
+        model=state.model,
+        seed=state.seed,
+        rule=state.rule.name,
+        options=rule_options(state.rule),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )

@@ -2,16 +2,24 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from time import perf_counter
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 from curvserve_client.rules import Rule
-from curvserve_client.types import CurvatureResult, EvaluateResult, StepResult
+from curvserve_client.types import (
+    CurvatureResult,
+    EvaluateResult,
+    ForwardBackwardResult,
+    StepResult,
+)
 
+from .. import phases
 from ..models import Model
-from . import jobs
+from ..phases import Phases
+from . import jobs, steps
+from .pending import Pending
 from .replica import Replica, initial_tensors
 from .state import SessionState, Tensors
 
@@ -24,7 +32,7 @@ class Executor(Protocol):
 
     An executor holds no session: all that it needs is in its arguments, plain values that could
     cross to another process. It knows nothing of HTTP. What its methods raise is told in
-    `curvserve.sessions.jobs`.
+    `curvserve.sessions.jobs` and `curvserve.sessions.steps`.
     """
 
     async def initial_tensors(self, model: str, seed: int) -> tuple[Tensors, Tensors]:
@@ -47,6 +55,18 @@ class Executor(Protocol):
         """Return the state after one step, and what the step did."""
         ...
 
+    async def forward_backward(
+        self, state: SessionState, batch: Tensors, before: Pending | None
+    ) -> tuple[Pending, ForwardBackwardResult]:
+        """Return what the session's rule needs of a batch, together with what was pending."""
+        ...
+
+    async def optim_step(
+        self, state: SessionState, pending: Pending, rule: Rule, scales: Mapping[str, float]
+    ) -> tuple[SessionState, StepResult]:
+        """Return the state after one step with what is pending, and what the step did."""
+        ...
+
     async def load(self, state: SessionState, tensors: Tensors) -> SessionState:
         """Return the state with its parameters replaced."""
         ...
@@ -55,8 +75,12 @@ class Executor(Protocol):
         """Return a state's tensors in host memory."""
         ...
 
-    def close(self) -> None:
-        """Finish what is under way and give everything back."""
+    async def adopt(self, state: SessionState) -> SessionState:
+        """Return a state that was read from a file as one that can be computed with."""
+        ...
+
+    def close(self, seconds: float) -> bool:
+        """Take nothing more, and tell whether what was under way ended within so many seconds."""
         ...
 
 
@@ -77,11 +101,13 @@ class InlineExecutor:
         self._models = models
         self._device = device
         self._replicas: dict[str, Replica] = {}
+        self._jobs: set[Future[Any]] = set()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="curvserve-compute")
 
     async def initial_tensors(self, model: str, seed: int) -> tuple[Tensors, Tensors]:
         """See `Executor`."""
-        return await self._run(initial_tensors, self._models[model], self._device, seed)
+        # not on the device's thread: a session can begin while another's step computes
+        return await asyncio.to_thread(initial_tensors, self._models[model], self._device, seed)
 
     async def evaluate(self, state: SessionState, batch: Tensors) -> EvaluateResult:
         """See `Executor`."""
@@ -99,7 +125,19 @@ class InlineExecutor:
         self, state: SessionState, batch: Tensors, rule: Rule
     ) -> tuple[SessionState, StepResult]:
         """See `Executor`."""
-        return await self._run(self._on_replica, jobs.step, state, batch, rule)
+        return await self._run(self._on_replica, steps.step, state, batch, rule)
+
+    async def forward_backward(
+        self, state: SessionState, batch: Tensors, before: Pending | None
+    ) -> tuple[Pending, ForwardBackwardResult]:
+        """See `Executor`."""
+        return await self._run(self._on_replica, steps.forward_backward, state, batch, before)
+
+    async def optim_step(
+        self, state: SessionState, pending: Pending, rule: Rule, scales: Mapping[str, float]
+    ) -> tuple[SessionState, StepResult]:
+        """See `Executor`."""
+        return await self._run(self._on_replica, steps.optim_step, state, pending, rule, scales)
 
     async def load(self, state: SessionState, tensors: Tensors) -> SessionState:
         """See `Executor`."""
@@ -111,13 +149,27 @@ class InlineExecutor:
             return tensors
         return await self._run(lambda: {name: tensor.cpu() for name, tensor in tensors.items()})
 
-    def close(self) -> None:
+    async def adopt(self, state: SessionState) -> SessionState:
         """See `Executor`."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        return await asyncio.to_thread(jobs.adopt, state, self._device)
+
+    def close(self, seconds: float) -> bool:
+        """See `Executor`; a thread cannot be ended from outside."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        return not wait(self._jobs, seconds).not_done
 
     async def _run(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, partial(job, *args, **kwargs))
+        request, asked = phases.current.get(Phases()), perf_counter()
+
+        def timed() -> T:
+            request.add("queue", perf_counter() - asked)
+            with request.measure("compute"):
+                return job(*args, **kwargs)
+
+        future = self._thread.submit(timed)
+        self._jobs.add(future)
+        future.add_done_callback(self._jobs.discard)
+        return await asyncio.wrap_future(future)
 
     def _on_replica(
         self,

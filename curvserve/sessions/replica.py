@@ -1,13 +1,12 @@
 """A model built on a device, into which any session's tensors are put before it computes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ..models import Model
+from .seeding import OwnGenerator
 from .state import SessionState, Tensors
 
 
@@ -53,22 +52,15 @@ class Replica:
 def initial_tensors(model: Model, device: torch.device, seed: int) -> tuple[Tensors, Tensors]:
     """Return the parameters and buffers that a model starts from.
 
-    They are those of `torch.manual_seed(seed); model.build()`, drawn on the CPU always.
+    They are those of `torch.manual_seed(seed); model.build()`, drawn on the CPU always. May be
+    called while another thread computes.
 
     Args:
         model: the recipe.
         device: where the tensors shall be.
         seed: the session's seed.
     """
-    with seeded(seed, device):
+    with OwnGenerator(seed):
         network = model.build()
     parameters = {name: p.detach().to(device) for name, p in network.named_parameters()}
     return parameters, {name: b.detach().to(device) for name, b in network.named_buffers()}
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators inside the block, and leave them after it as they were."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -1,68 +1,130 @@
-"""One session: its current state, its one writer, and its ledger of what was done."""
+"""One session: its current state, the work on it, and what makes each change durable."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from curvserve_client.errors import UnknownSession
-from curvserve_client.rules import override_rule
+from curvserve_client.errors import CheckpointExists, Overloaded, ProblemError, StorageFailed
+from curvserve_client.rules import override_rule, rule_options
 from curvserve_client.types import CurvatureResult, EvaluateResult, ParameterSpec, SessionInfo
+from curvserve_client.wire import encode
 
+from .. import phases
+from ..failpoints import reached
 from ..models import Model
+from .attendance import Attendance, Caller, Request
+from .durability import Durability
+from .events import Events
 from .executor import Executor
-from .ledger import Ledger, Receipt
-from .state import Expectation, SessionState, Tensors
+from .machine import Expectation, Kind, Machine, Receipt, Ticket
+from .pending import Pending
+from .state import SessionState, Tensors
+from .storage import BatchRef, Change, CheckpointInfo, SessionRecord
+
+log = logging.getLogger("curvserve.sessions")
 
 BatchReader = Callable[[], Awaitable[Tensors]]
 """Reads and checks what a caller sent; called only where the request is to be carried out."""
 
+Option = float | int | bool
+
+T = TypeVar("T")
+
+HISTORY = 4096
+"""Steps that `history` can tell of."""
+
 
 @dataclass(frozen=True)
-class Change:
-    """What every request that changes a session says of itself.
+class _Outcome:
+    """What a change has come to, before it is applied.
 
     Attributes:
-        key: its idempotency key.
-        fingerprint: a digest of the whole request.
-        expectation: the versions that it may be applied to.
+        state: the next state.
+        answer: what the caller is told.
+        batches: what a replay needs beside the options, in the order of use.
+        options: what the request said beside its batches.
+        pending: the pending gradient after it.
     """
 
-    key: str
-    fingerprint: bytes
-    expectation: Expectation
+    state: SessionState
+    answer: dict[str, Any]
+    batches: Sequence[BatchRef] = ()
+    options: Mapping[str, Any] | None = None
+    pending: Pending | None = None
 
 
 class Session:
     """One live training state of a model.
 
     Readers see the state that is current when they ask, and need not wait for a step. Changes come
-    one after another: compute out of place, check, swap, acknowledge; what fails changes nothing.
+    one after another: compute out of place, check, make durable, swap, acknowledge; what fails
+    changes nothing. `machine` decides, this class carries out.
 
     Attributes:
-        name: what clients call it.
+        record: name, model, seed, rule and time of beginning.
         model: the recipe of its model.
         state: the current version.
+        problems: what was found damaged or different when the session was recovered.
     """
 
-    def __init__(self, name: str, model: Model, state: SessionState, executor: Executor) -> None:
-        """Begin at a state.
+    def __init__(
+        self,
+        record: SessionRecord,
+        model: Model,
+        state: SessionState,
+        machine: Machine,
+        executor: Executor,
+        durability: Durability,
+        events: Events,
+        problems: Sequence[str] = (),
+        history: Iterable[dict[str, Any]] = (),
+    ) -> None:
+        """Begin at a state that `durability` knows already.
 
         Args:
-            name: what clients call it.
+            record: name, model, seed, rule and time of beginning.
             model: the recipe of its model.
-            state: the first version.
+            state: the current version.
+            machine: its state machine, at the same version.
             executor: who computes.
+            durability: who stores.
+            events: who tells those who watch.
+            problems: what was found damaged or different at recovery.
+            history: what was answered to earlier steps, the oldest first.
         """
-        self.name = name
+        self.record = record
         self.model = model
         self.state = state
+        self.problems = tuple(problems)
+        self._machine = machine
         self._executor = executor
-        self._ledger = Ledger()
-        self._writer = asyncio.Lock()
-        self._closed = False
-        self._created = datetime.now(UTC).isoformat(timespec="seconds")
+        self._durability = durability
+        self._events = events
+        self._attendance = Attendance(record.name, machine)
+        self._turn = asyncio.Lock()
+        self._pending: Pending | None = None
+        self._seconds = 0.0
+        self._history: deque[dict[str, Any]] = deque(history, maxlen=HISTORY)
+
+    @property
+    def name(self) -> str:
+        """What clients call it."""
+        return self.record.name
+
+    @property
+    def durable_version(self) -> int | None:
+        """The newest version that survives what the storage level promises; None at `none`."""
+        return self._machine.durable_version
+
+    @property
+    def depth(self) -> int:
+        """How many requests wait or are being computed."""
+        return self._machine.depth
 
     def describe(self) -> SessionInfo:
         """Return the session as it is told to clients."""
@@ -71,100 +133,335 @@ class Session:
             name=self.name,
             model=state.model,
             version=state.version,
+            durable_version=self.durable_version,
+            durability=self._durability.level,
             seed=state.seed,
             rule=state.rule.name,
+            options=rule_options(state.rule),
             steps=state.steps,
+            pending=self._machine.pending,
             parameters={name: ParameterSpec.of(p) for name, p in state.parameters.items()},
-            created=self._created,
+            created=self.record.created,
+            problems=self.problems,
         )
+
+    def history(self, after: int = -1) -> list[dict[str, Any]]:
+        """Return what is known of the steps behind a version, the oldest first."""
+        return [step for step in self._history if step["version"] > after]
+
+    def check_capacity(self) -> None:
+        """Refuse early what would be refused once its body is here.
+
+        Raises:
+            ProblemError: see `Machine.check_capacity`; `Overloaded` says when to come again.
+        """
+        try:
+            self._machine.check_capacity()
+        except Overloaded as error:
+            error.retry_after = max(1.0, math.ceil(self._machine.depth * self._seconds))
+            raise
 
     async def parameters(self, state: SessionState) -> Tensors:
         """Return a version's parameters in host memory."""
         return await self._executor.to_host(state.parameters)
 
-    async def evaluate(self, batch: Tensors) -> EvaluateResult:
+    async def evaluate(self, batch: BatchReader, caller: Caller) -> EvaluateResult:
         """Return loss and metrics of a batch at the current version."""
-        return await self._executor.evaluate(self.state, batch)
+
+        async def compute(state: SessionState) -> EvaluateResult:
+            return await self._executor.evaluate(state, await batch())
+
+        return await self._read(compute, Expectation(), caller)
 
     async def curvature(
-        self, batch: Tensors, quantities: Sequence[str], mc_samples: int, expected: Expectation
+        self,
+        batch: BatchReader,
+        quantities: Sequence[str],
+        mc_samples: int,
+        expected: Expectation,
+        caller: Caller,
     ) -> CurvatureResult:
         """Return quantities of a batch at the current version, if that is the expected one.
 
         Raises:
             StaleVersion: the current version is another.
         """
-        state = self.state
-        expected.check(state.version)
-        return await self._executor.curvature(state, batch, quantities, mc_samples)
+
+        async def compute(state: SessionState) -> CurvatureResult:
+            return await self._executor.curvature(state, await batch(), quantities, mc_samples)
+
+        return await self._read(compute, expected, caller)
 
     async def step(
-        self, change: Change, batch: BatchReader, options: Mapping[str, float]
+        self, request: Request, batch: BatchReader, options: Mapping[str, Option]
     ) -> Receipt:
         """Take one step, exactly once.
 
         Args:
-            change: the request's key, fingerprint and expected versions.
+            request: key, fingerprint, expected versions and caller.
             batch: gives the batch.
             options: options of the session's rule to replace for this step.
 
         Raises:
-            KeyReused: see `Ledger.begin`.
-            InFlight: likewise.
+            KeyReused: see `Machine.admit`; likewise InFlight, Overloaded, Draining.
             StaleVersion: the current version is none of the expected ones.
             InvalidRule: an option is unknown or out of range.
-            ProblemError: whatever `curvserve.sessions.jobs.step` refuses.
+            StorageFailed: the change could not be made durable, or is not known to be.
+            DeadlineExceeded: the caller's time has passed; nothing was changed.
+            CallerGone: the caller is not there any more.
+            ProblemError: whatever `curvserve.sessions.steps.step` refuses.
         """
 
-        async def compute(state: SessionState) -> tuple[SessionState, dict[str, Any]]:
+        async def compute(state: SessionState) -> _Outcome:
             rule = override_rule(state.rule, options)
-            after, result = await self._executor.step(state, await batch(), rule)
-            return after, result.to_dict()
+            tensors = await batch()
+            (after, result), ref = await asyncio.gather(
+                self._executor.step(state, tensors, rule), self._write(tensors)
+            )
+            return _Outcome(after, result.to_dict(), [ref], {"options": dict(options)})
 
-        return await self._apply(change, compute)
+        return await self._change(Kind.STEP, request, compute)
 
-    async def load(self, change: Change, tensors: BatchReader) -> Receipt:
-        """Replace the parameters, exactly once.
+    async def forward_backward(
+        self, request: Request, batch: BatchReader, *, accumulate: bool
+    ) -> Receipt:
+        """Compute what a step needs of a batch, and keep it for `optim_step`.
 
         Args:
-            change: the request's key, fingerprint and expected versions.
+            request: as for `step`.
+            batch: gives the batch.
+            accumulate: add to what is pending already; otherwise that is dropped.
+
+        Raises:
+            ProblemError: as `step`.
+        """
+
+        async def compute(state: SessionState) -> _Outcome:
+            tensors = await batch()
+            before = self._pending if accumulate else None
+            (pending, result), ref = await asyncio.gather(
+                self._executor.forward_backward(state, tensors, before), self._write(tensors)
+            )
+            return _Outcome(state, result.to_dict(), pending=pending.written(ref))
+
+        return await self._change(Kind.ACCUMULATE, request, compute, afresh=not accumulate)
+
+    async def optim_step(
+        self,
+        request: Request,
+        options: Mapping[str, Option],
+        scales: Mapping[str, float],
+        pending: int | None = None,
+    ) -> Receipt:
+        """Take a step with what is pending, exactly once.
+
+        Args:
+            request: as for `step`.
+            options: options of the session's rule to replace for this step.
+            scales: parameter name -> what its gradient is multiplied by; 1 where it is absent.
+            pending: how many batches have to be pending, where the caller knows.
+
+        Raises:
+            NothingPending: none are, or not as many.
+            ProblemError: as `step`.
+        """
+
+        async def compute(state: SessionState) -> _Outcome:
+            rule = override_rule(state.rule, options)
+            assert self._pending is not None  # or the machine would have refused to start
+            after, result = await self._executor.optim_step(state, self._pending, rule, scales)
+            said = {"options": dict(options), "scales": dict(scales)}
+            return _Outcome(after, result.to_dict(), self._pending.batches, said)
+
+        return await self._change(Kind.OPTIM_STEP, request, compute, pending=pending)
+
+    async def load(self, request: Request, tensors: BatchReader) -> Receipt:
+        """Replace the parameters, exactly once; what the rule remembers is kept.
+
+        Args:
+            request: as for `step`.
             tensors: gives the new parameters.
 
         Raises:
             ProblemError: as `step`, and whatever `curvserve.sessions.jobs.load` refuses.
         """
 
-        async def compute(state: SessionState) -> tuple[SessionState, dict[str, Any]]:
-            after = await self._executor.load(state, await tensors())
-            return after, {"version": after.version}
+        async def compute(state: SessionState) -> _Outcome:
+            given = await tensors()
+            after, ref = await asyncio.gather(self._executor.load(state, given), self._write(given))
+            return _Outcome(after, {"version": after.version}, [ref])
 
-        return await self._apply(change, compute)
+        return await self._change(Kind.LOAD, request, compute)
+
+    async def checkpoint(self, name: str, rule_state: bool) -> CheckpointInfo:
+        """Keep the current version under a name, for good.
+
+        Args:
+            name: the checkpoint's name.
+            rule_state: whether what the rule remembers is kept too.
+
+        Raises:
+            InvalidRequest: the name cannot be one.
+            CheckpointExists: another checkpoint has the name.
+            StorageFailed: it could not be written.
+        """
+        state = self.state
+        try:
+            info = await self._durability.checkpoint(self.name, name, state, rule_state)
+        except CheckpointExists:
+            found = {each.name: each for each in await self.checkpoints()}[name]
+            if (found.version, found.with_rule_state) != (state.version, rule_state):
+                raise
+            return found  # the retry of a call whose answer was lost
+        self._publish("checkpoint", name=name, version=state.version)
+        return info
+
+    async def checkpoints(self) -> list[CheckpointInfo]:
+        """Return the session's checkpoints, the oldest first."""
+        return await self._durability.checkpoints(self.name)
+
+    async def read_checkpoint(self, name: str) -> bytearray:
+        """Return a checkpoint as a safetensors file.
+
+        Raises:
+            UnknownCheckpoint: there is none of this name.
+        """
+        return await self._durability.read_checkpoint(self.name, name)
+
+    async def delete(self) -> None:
+        """End the session at once; a change under way is not applied any more."""
+        self._machine.delete()
+        await self._durability.delete(self.name)
+        self._publish("deleted")
+
+    def drain(self) -> None:
+        """Admit nothing more."""
+        self._machine.drain()
+
+    async def idle(self) -> None:
+        """Return once nothing is admitted any more."""
+        await self._attendance.idle()
+
+    def withdraw(self) -> None:
+        """Drop what has not begun."""
+        self._attendance.withdraw()
 
     async def close(self) -> None:
-        """Let the change under way end, then refuse every other."""
-        async with self._writer:
-            self._closed = True
+        """Keep the last version in a snapshot, so that the next start has nothing to replay."""
+        await self._durability.snapshot(self.name, self.state)
 
-    async def _apply(
+    async def _read(
         self,
-        change: Change,
-        compute: Callable[[SessionState], Awaitable[tuple[SessionState, dict[str, Any]]]],
+        compute: Callable[[SessionState], Awaitable[T]],
+        expected: Expectation,
+        caller: Caller,
+    ) -> T:
+        ticket = Ticket(Kind.READ, expectation=expected)
+        self.check_capacity()
+        self._machine.admit(ticket)
+
+        async def work() -> T:
+            try:
+                self._machine.start(ticket)
+                found = await compute(self.state)
+            except BaseException:
+                self._machine.fail(ticket)
+                raise
+            self._machine.read(ticket)
+            return found
+
+        return await self._attendance.attend(ticket, work(), caller)
+
+    async def _change(
+        self,
+        kind: Kind,
+        request: Request,
+        compute: Callable[[SessionState], Awaitable[_Outcome]],
+        **expected: Any,
     ) -> Receipt:
-        done = self._ledger.begin(change.key, change.fingerprint)
+        ticket = Ticket(kind, request.key, request.fingerprint, request.expectation, **expected)
+        done = self._machine.admit(ticket)
         if done is not None:
             return done
+        return await self._attendance.attend(
+            ticket, self._carry_out(ticket, compute), request.caller
+        )
+
+    async def _carry_out(
+        self, ticket: Ticket, compute: Callable[[SessionState], Awaitable[_Outcome]]
+    ) -> Receipt:
         try:
-            async with self._writer:
-                self._check_open()
-                change.expectation.check(self.state.version)
-                self.state, answer = await compute(self.state)
+            with phases.measure("queue"):
+                await self._turn.acquire()
+            try:
+                self._machine.start(ticket)
+                return await self._apply(ticket, compute)
+            finally:
+                self._turn.release()
         except BaseException:
-            self._ledger.forget(change.key)
+            self._machine.fail(ticket)
             raise
-        receipt = Receipt(self.state.version, answer)
-        self._ledger.finish(change.key, receipt)
+
+    async def _apply(
+        self, ticket: Ticket, compute: Callable[[SessionState], Awaitable[_Outcome]]
+    ) -> Receipt:
+        began = time.perf_counter()
+        try:
+            reached("before_compute")
+            outcome = await compute(self.state)
+            reached("after_compute")
+            self._machine.computed(ticket)
+        except ProblemError as error:
+            await self._failed(ticket, error)
+            raise
+        receipt = Receipt(outcome.state.version, outcome.answer)
+        if ticket.kind is not Kind.ACCUMULATE:
+            await self._make_durable(ticket, outcome, receipt)
+        reached("before_swap")
+        self.state, self._pending = outcome.state, outcome.pending
+        self._machine.commit(ticket, receipt)
+        reached("after_swap")
+        self._note(ticket, receipt, time.perf_counter() - began)
         return receipt
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise UnknownSession(f"the session {self.name!r} was deleted")
+    async def _make_durable(self, ticket: Ticket, outcome: _Outcome, receipt: Receipt) -> None:
+        change = Change(
+            version=receipt.version,
+            key=ticket.key,
+            fingerprint=ticket.fingerprint,
+            kind=ticket.kind,
+            options=outcome.options or {},
+            batches=tuple(outcome.batches),
+            answer=receipt.answer,
+            digest="",
+        )
+        with phases.measure("journal"):
+            durable = await self._durability.commit(self.name, change, outcome.state)
+        self._machine.made_durable(durable)
+
+    async def _failed(self, ticket: Ticket, error: ProblemError) -> None:
+        """Note a change that was begun and changed nothing."""
+        self._publish("failed", code=error.code, version=self.state.version)
+        if ticket.kind is Kind.ACCUMULATE:
+            return
+        problem = {"code": error.code, "detail": error.detail}
+        try:
+            await self._durability.fail(self.name, ticket, problem)
+        except StorageFailed as failure:  # what the caller is to be told is the first error
+            log.error("session %s: a failed request is not in the journal: %s", self.name, failure)
+
+    def _note(self, ticket: Ticket, receipt: Receipt, seconds: float) -> None:
+        self._seconds = seconds if not self._seconds else 0.9 * self._seconds + 0.1 * seconds
+        if ticket.kind in (Kind.STEP, Kind.OPTIM_STEP):
+            step = {**receipt.answer, "time": round(time.time(), 3)}
+            self._history.append(step)
+            self._publish("step", **step)
+        elif ticket.kind is Kind.LOAD:
+            self._publish("loaded", version=receipt.version)
+
+    def _publish(self, kind: str, **members: Any) -> None:
+        self._events.publish(kind, session=self.name, **members)
+
+    async def _write(self, tensors: Tensors) -> BatchRef:
+        """Write a batch beside the computation; what is not committed later is never read."""
+        return await self._durability.append(self.name, encode(tensors))

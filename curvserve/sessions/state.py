@@ -1,9 +1,8 @@
 """A session's state: plain values that never change, so that a reader always sees one version."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
-from curvserve_client.errors import StaleVersion
 from curvserve_client.rules import Rule, RuleState
 from curvserve_client.types import draw_seed
 from torch import Tensor
@@ -21,7 +20,7 @@ class SessionState:
         rule: how quantities become a step.
         parameters: parameter name -> tensor on the executor's device, never written to.
         buffers: buffer name -> tensor, likewise.
-        rule_state: what the rule remembers from its steps.
+        rule_state: what the rule remembers, likewise.
         version: grows by one at every change of the parameters.
         steps: how many of these changes were steps.
     """
@@ -31,14 +30,21 @@ class SessionState:
     rule: Rule
     parameters: Tensors
     buffers: Tensors
-    rule_state: RuleState
+    rule_state: RuleState = field(default_factory=RuleState)
     version: int = 0
     steps: int = 0
 
-    @property
-    def draw_seed(self) -> int:
-        """Seed of the Monte-Carlo draws made at this version."""
-        return draw_seed(self.seed, self.version)
+    def draw_seed(self, part: int = 0) -> int:
+        """Seed of the Monte-Carlo draws made at this version, for one of a step's batches."""
+        return draw_seed(self.seed, self.version, part)
+
+    def reordered(self, parameters: Iterable[str], buffers: Iterable[str]) -> "SessionState":
+        """Return the same state with its tensors in the order of these names."""
+        return replace(
+            self,
+            parameters={name: self.parameters[name] for name in parameters},
+            buffers={name: self.buffers[name] for name in buffers},
+        )
 
     def stepped(
         self, parameters: Tensors, buffers: Tensors, rule_state: RuleState
@@ -56,28 +62,3 @@ class SessionState:
     def loaded(self, parameters: Tensors) -> "SessionState":
         """Return the state after its parameters were replaced from outside."""
         return replace(self, parameters=parameters, version=self.version + 1)
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """The versions that a caller is willing to act on.
-
-    Attributes:
-        versions: any of these, or None for whatever is current.
-    """
-
-    versions: frozenset[int] | None = None
-
-    def check(self, version: int) -> None:
-        """Refuse a version that was not expected.
-
-        Args:
-            version: the current version.
-
-        Raises:
-            StaleVersion: it is none of the expected ones.
-        """
-        if self.versions is not None and version not in self.versions:
-            named = ", ".join(map(str, sorted(self.versions))) or "no version that can match"
-            message = f"the request names version {named}; the session is at version {version}"
-            raise StaleVersion(message, expected=str(version))

@@ -77,6 +77,7 @@ def test_the_schema_names_every_call(http: httpx.Client) -> None:
     assert {path: sorted(calls) for path, calls in paths.items()} == {
         "/livez": ["get"],
         "/readyz": ["get"],
+        "/metrics": ["get"],
         "/v1/models": ["get"],
         "/v1/models/{model}": ["get"],
         "/v1/sessions": ["get", "post"],
@@ -85,6 +86,12 @@ def test_the_schema_names_every_call(http: httpx.Client) -> None:
         f"{session}/evaluate": ["post"],
         f"{session}/curvature": ["post"],
         f"{session}/step": ["post"],
+        f"{session}/forward_backward": ["post"],
+        f"{session}/optim_step": ["post"],
+        f"{session}/checkpoints": ["get", "post"],
+        f"{session}/checkpoints/{{checkpoint}}": ["get"],
+        f"{session}/history": ["get"],
+        "/v1/events": ["get"],
     }
 
 

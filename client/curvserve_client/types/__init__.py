@@ -6,12 +6,26 @@ missing or of the wrong kind. `CurvatureResult` holds tensors, so it has `to_wir
 """
 
 from .draws import draw_seed
-from .results import CurvatureResult, EvaluateResult, StepResult
-from .specifications import ModelSpec, ParameterSpec, SessionInfo, TensorSpec, dtype_name
+from .results import (
+    CurvatureResult,
+    EvaluateResult,
+    ForwardBackwardResult,
+    StepResult,
+)
+from .specifications import (
+    CheckpointSpec,
+    ModelSpec,
+    ParameterSpec,
+    SessionInfo,
+    TensorSpec,
+    dtype_name,
+)
 
 __all__ = [
+    "CheckpointSpec",
     "CurvatureResult",
     "EvaluateResult",
+    "ForwardBackwardResult",
     "ModelSpec",
     "ParameterSpec",
     "SessionInfo",

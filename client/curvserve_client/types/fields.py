@@ -35,6 +35,25 @@ def whole(document: Mapping[str, Any], name: str) -> int:
     return value if _is_whole(value) else _refuse(name, "a whole number >= 0", value)
 
 
+def whole_or_none(document: Mapping[str, Any], name: str) -> int | None:
+    """Return a whole number >= 0; None where it is null."""
+    return None if _member(document, name) is None else whole(document, name)
+
+
+def truth(document: Mapping[str, Any], name: str) -> bool:
+    """Return true or false."""
+    value = _member(document, name)
+    return value if isinstance(value, bool) else _refuse(name, "true or false", value)
+
+
+def options(document: Mapping[str, Any], name: str) -> dict[str, bool | int | float]:
+    """Return an object of numbers and truth values, as they are."""
+    value = record(document, name)
+    if not all(isinstance(item, bool) or _is_number(item) for item in value.values()):
+        _refuse(name, "an object of numbers", value)
+    return dict(value)
+
+
 def number(document: Mapping[str, Any], name: str) -> float:
     """Return a finite number as float."""
     value = _member(document, name)

@@ -9,7 +9,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from ..errors import ProtocolError
-from .fields import number, numbers, parse_json, whole
+from .fields import number, numbers, parse_json, whole, whole_or_none
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class StepResult:
         step_norm: the Euclidean norm of the change over all parameters.
         samples: the number of samples in the batch.
         update: what the rule tells of the step (the damping, the share clipped, ...) -> value.
+        durable_version: the session's newest durable version when the answer was given; None where
+            nothing is kept. Not part of what is kept of the step, so not of `to_dict`.
     """
 
     loss: float
@@ -62,6 +64,7 @@ class StepResult:
     step_norm: float
     samples: int
     update: Mapping[str, float]
+    durable_version: int | None = None
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
@@ -73,6 +76,51 @@ class StepResult:
             step_norm=number(document, "step_norm"),
             samples=whole(document, "samples"),
             update=numbers(document, "update"),
+            durable_version=whole_or_none(document, "durable_version")
+            if "durable_version" in document
+            else None,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        members = dataclasses.asdict(self)
+        del members["durable_version"]
+        return members
+
+
+@dataclass(frozen=True)
+class ForwardBackwardResult:
+    """What a batch adds to the pending gradient.
+
+    Attributes:
+        loss: the loss of the batch.
+        metrics: metric -> value.
+        version: the version that was differentiated.
+        seed: the seed that the Monte-Carlo draws came from.
+        samples: the number of samples in the batch.
+        pending: how many batches are pending now, this one included.
+        grad_norms: parameter name -> Euclidean norm of the pending gradient.
+    """
+
+    loss: float
+    metrics: Mapping[str, float]
+    version: int
+    seed: int
+    samples: int
+    pending: int
+    grad_norms: Mapping[str, float]
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """Read the record from JSON values."""
+        return cls(
+            loss=number(document, "loss"),
+            metrics=numbers(document, "metrics"),
+            version=whole(document, "version"),
+            seed=whole(document, "seed"),
+            samples=whole(document, "samples"),
+            pending=whole(document, "pending"),
+            grad_norms=numbers(document, "grad_norms"),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,7 +8,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .fields import number_or_none, record, shape, text, texts, whole
+from .fields import (
+    number_or_none,
+    options,
+    record,
+    shape,
+    text,
+    texts,
+    truth,
+    whole,
+    whole_or_none,
+)
 
 
 @dataclass(frozen=True)
@@ -131,22 +141,33 @@ class SessionInfo:
     Attributes:
         name: the session's name.
         model: the name of its model.
-        version: grows by one at every change of the parameters.
+        version: grows by one at every change of the training state.
+        durable_version: the newest version that survives what `durability` promises; None at
+            `none`.
+        durability: `full`, `process`, `snapshot` or `none`; see docs/guarantees.md.
         seed: the seed of its initial parameters and of every draw (`draw_seed`).
         rule: the name of its update rule.
+        options: the rule's options.
         steps: how many steps it has taken.
+        pending: how many batches wait for `optim_step`.
         parameters: parameter name -> specification, in the module's order.
         created: when, as ISO 8601 in UTC.
+        problems: what was found damaged or different when the server last started; none, mostly.
     """
 
     name: str
     model: str
     version: int
+    durable_version: int | None
+    durability: str
     seed: int
     rule: str
+    options: Mapping[str, bool | int | float]
     steps: int
+    pending: int
     parameters: Mapping[str, ParameterSpec]
     created: str
+    problems: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
@@ -155,17 +176,59 @@ class SessionInfo:
             name=text(document, "name"),
             model=text(document, "model"),
             version=whole(document, "version"),
+            durable_version=whole_or_none(document, "durable_version"),
+            durability=text(document, "durability"),
             seed=whole(document, "seed"),
             rule=text(document, "rule"),
+            options=options(document, "options"),
             steps=whole(document, "steps"),
+            pending=whole(document, "pending"),
             parameters=_parameters(document),
             created=text(document, "created"),
+            problems=texts(document, "problems"),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON values."""
         parameters = {name: spec.to_dict() for name, spec in self.parameters.items()}
-        return dataclasses.asdict(self) | {"parameters": parameters}
+        return dataclasses.asdict(self) | {
+            "parameters": parameters,
+            "problems": list(self.problems),
+        }
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    """A version of a session that is kept under a name.
+
+    Attributes:
+        name: its name, unique within the session.
+        version: the version that it holds.
+        size: bytes of its file.
+        created: when it was made, as ISO 8601 in UTC.
+        with_rule_state: whether it holds what the rule remembered too.
+    """
+
+    name: str
+    version: int
+    size: int
+    created: str
+    with_rule_state: bool
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """Read the record from JSON values."""
+        return cls(
+            name=text(document, "name"),
+            version=whole(document, "version"),
+            size=whole(document, "size"),
+            created=text(document, "created"),
+            with_rule_state=truth(document, "with_rule_state"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        return dataclasses.asdict(self)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

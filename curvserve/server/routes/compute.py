@@ -1,62 +1,47 @@
-"""What is computed from a batch: loss, curvature, a step."""
+"""What is computed from a batch: loss, curvature, a fused step."""
 
 from collections.abc import Mapping
-from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
-from curvserve_client.errors import InvalidRequest, InvalidRule, UnknownQuantity
+import torch
+from curvserve_client.errors import InvalidRequest, UnknownQuantity
 from curvserve_client.types import EvaluateResult, StepResult
-from curvserve_client.wire import MEDIA_TYPE
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from ...models.batch import check_layout
-from ...sessions import Change, Session, Tensors
-from .. import preconditions, tensors
+from ...sessions import Session, Tensors
+from .. import preconditions
 from ..answers import json_answer, tensor_answer
-from ..body import JSON, Body, receive
+from ..batches import BATCH, receive_batch
+from ..changes import change_of, options_of, receipt_answer
 from ..context import Context, InContext, InSession
+from ..openapi import BODY, CHANGE, FILE, WORK, done, problems
 
 router = APIRouter(prefix="/v1/sessions/{name}", tags=["compute"])
 
 MAX_MC_SAMPLES = 1024
 
-_BATCH: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": "The tensors `inputs` and `targets`, samples first.",
-        "content": {
-            MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}},
-            JSON: {
-                "schema": {
-                    "type": "object",
-                    "required": ["inputs", "targets"],
-                    "properties": {"inputs": {"type": "array"}, "targets": {"type": "array"}},
-                }
-            },
-        },
-    }
-}
+COMPUTE = ("unknown_session", *BODY, *WORK, "invalid_batch", "non_finite", "out_of_memory")
 
 
 @router.post(
     "/evaluate",
     summary="Loss and metrics",
-    openapi_extra=_BATCH,
-    responses={200: {"model": EvaluateResult}},
+    openapi_extra=BATCH,
+    responses=done(EvaluateResult) | problems(*COMPUTE),
 )
 async def evaluate(request: Request, session: InSession, context: InContext) -> Response:
     """Return loss and metrics of a batch in evaluation mode; changes nothing."""
-    batch = await _read(await _receive(request, session, context), session)
-    result = await session.evaluate(batch)
+    async with receive_batch(request, session, context) as arrived:
+        result = await session.evaluate(arrived.read, arrived.caller)
     return json_answer(result.to_dict(), result.version)
 
 
 @router.post(
     "/curvature",
     summary="Gradient and curvature",
-    openapi_extra=_BATCH,
-    responses={200: {"content": {MEDIA_TYPE: {}}}},
+    openapi_extra=BATCH,
+    responses=FILE | problems(*COMPUTE, "unknown_quantity", "invalid_request", "stale_version"),
 )
 async def curvature(
     request: Request,
@@ -64,48 +49,40 @@ async def curvature(
     context: InContext,
     quantities: str = "grad,diag_ggn_mc",
     mc_samples: Annotated[int, Query(ge=1, le=MAX_MC_SAMPLES)] = 1,
+    bfloat16: str = "",
 ) -> Response:
     """Return tensors `<quantity>.<parameter>` of a batch; changes nothing.
 
     The draws come from the session's seed and version: the same batch gives the same numbers.
+    `bfloat16` names the quantities that are to be sent as bfloat16, rounded to nearest: half the
+    bytes.
     """
-    _refuse_others(request, "quantities", "mc_samples")
+    _refuse_others(request, "quantities", "mc_samples", "bfloat16")
     wanted = _quantities(quantities, context, session)
+    rounded = _rounded(bfloat16, wanted)
     expected = preconditions.optional_version(request)
-    batch = await _read(await _receive(request, session, context), session)
-    result = await session.curvature(batch, wanted, mc_samples, expected)
+    async with receive_batch(request, session, context) as arrived:
+        result = await session.curvature(arrived.read, wanted, mc_samples, expected, arrived.caller)
     found, metadata = result.to_wire()
-    return await tensor_answer(request, found, metadata, result.version)
+    return await tensor_answer(request, _round(found, rounded), metadata, result.version)
 
 
 @router.post(
     "/step",
     summary="One step of the rule",
-    openapi_extra=_BATCH,
-    responses={200: {"model": StepResult}},
+    openapi_extra=BATCH,
+    responses=done(StepResult) | problems(*COMPUTE, *CHANGE, "invalid_rule", "unknown_quantity"),
 )
 async def step(request: Request, session: InSession, context: InContext) -> Response:
     """Compute and apply one step, exactly once; needs Idempotency-Key and If-Match.
 
     Every query parameter is an option of the session's rule, for this step alone.
     """
-    key = preconditions.idempotency_key(request)
-    expected = preconditions.required_version(request)
-    options = _options(request.query_params)
-    body = await _receive(request, session, context)
-    change = Change(key, body.fingerprint, expected)
-    receipt = await session.step(change, partial(_read, body, session), options)
-    return json_answer(receipt.answer, receipt.version)
-
-
-async def _receive(request: Request, session: Session, context: Context) -> Body:
-    return await receive(request, context.limits, tensors.batch_bytes(session.model))
-
-
-async def _read(body: Body, session: Session) -> Tensors:
-    model = session.model
-    dtypes = {"inputs": model.inputs.dtype, "targets": model.targets.dtype}
-    return await tensors.read(body, partial(check_layout, model), dtypes)
+    change = change_of(request)
+    options = options_of(request.query_params)
+    async with receive_batch(request, session, context) as arrived:
+        receipt = await session.step(change(arrived.body, arrived.caller), arrived.read, options)
+    return receipt_answer(session, receipt)
 
 
 def _quantities(text: str, context: Context, session: Session) -> list[str]:
@@ -119,15 +96,24 @@ def _quantities(text: str, context: Context, session: Session) -> list[str]:
     return wanted
 
 
+def _rounded(text: str, wanted: list[str]) -> set[str]:
+    rounded = {name for name in text.split(",") if name}
+    if strange := sorted(rounded.difference(wanted)):
+        message = f"bfloat16 names {', '.join(strange)}, which is not asked for"
+        raise InvalidRequest(message, expected=", ".join(wanted))
+    return rounded
+
+
+def _round(tensors: Tensors, quantities: set[str]) -> Tensors:
+    return {
+        name: tensor.to(torch.bfloat16) if name.partition(".")[0] in quantities else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def _refuse_others(request: Request, *known: str) -> None:
     """Refuse misspelt query parameters, which would otherwise be ignored in silence."""
-    for name in request.query_params:
+    given: Mapping[str, str] = request.query_params
+    for name in given:
         if name not in known:
             raise InvalidRequest(f"unknown query parameter {name!r}", expected=", ".join(known))
-
-
-def _options(query: Mapping[str, str]) -> dict[str, float]:
-    try:
-        return {name: float(value) for name, value in query.items()}
-    except ValueError as error:
-        raise InvalidRule(f"an option is no number: {error}", expected="numbers") from error

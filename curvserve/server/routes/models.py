@@ -5,6 +5,7 @@ from starlette.responses import Response
 
 from ..answers import json_answer
 from ..context import InContext
+from ..openapi import problems
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -16,7 +17,7 @@ async def list_models(context: InContext) -> Response:
     return json_answer({"models": documents})
 
 
-@router.get("/{model}", summary="One model's specification")
+@router.get("/{model}", summary="One model's specification", responses=problems("unknown_model"))
 async def get_model(model: str, context: InContext) -> Response:
     """Return parameters, inputs, targets, loss, metrics and quantities of a model."""
     context.sessions.find_model(model)

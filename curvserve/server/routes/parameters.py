@@ -2,22 +2,27 @@
 
 from functools import partial
 
-from curvserve_client.wire import MEDIA_TYPE
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ...sessions import Change, Tensors
 from .. import preconditions, tensors
-from ..answers import etag, json_answer, tensor_answer
-from ..body import receive
+from ..answers import etag, tensor_answer
+from ..batches import receive_tensors
+from ..changes import change_of, receipt_answer
 from ..context import InContext, InSession
+from ..openapi import BODY, CHANGE, FILE, TENSORS, WORK, Responses, problems
 
 router = APIRouter(prefix="/v1/sessions/{name}/parameters", tags=["parameters"])
 
-_TENSORS = {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
+
+_NOT_MODIFIED: Responses = {304: {"description": "The caller has this version."}}
 
 
-@router.get("", summary="Read the parameters", responses={200: _TENSORS})
+@router.get(
+    "",
+    summary="Read the parameters",
+    responses=FILE | _NOT_MODIFIED | problems("unknown_session", "invalid_request"),
+)
 async def get_parameters(request: Request, session: InSession) -> Response:
     """Return every parameter of the current version; 304 where If-None-Match names it."""
     state = session.state
@@ -27,18 +32,27 @@ async def get_parameters(request: Request, session: InSession) -> Response:
     return await tensor_answer(request, found, {"version": str(state.version)}, state.version)
 
 
-@router.put("", summary="Replace the parameters", openapi_extra={"requestBody": _TENSORS})
+@router.put(
+    "",
+    summary="Replace the parameters",
+    openapi_extra={"requestBody": TENSORS},
+    responses=problems(
+        "unknown_session",
+        *CHANGE,
+        *BODY,
+        *WORK,
+        "invalid_batch",
+        "non_finite",
+        "out_of_memory",
+    ),
+)
 async def put_parameters(request: Request, session: InSession, context: InContext) -> Response:
     """Replace every parameter, exactly once; needs Idempotency-Key and If-Match."""
-    key = preconditions.idempotency_key(request)
-    expected = preconditions.required_version(request)
+    change = change_of(request)
     current = session.state.parameters
-    body = await receive(request, context.limits, tensors.parameter_bytes(current))
     check = partial(tensors.check_parameters, current)
     dtypes = {name: tensor.dtype for name, tensor in current.items()}
-
-    async def read() -> Tensors:
-        return await tensors.read(body, check, dtypes)
-
-    receipt = await session.load(Change(key, body.fingerprint, expected), read)
-    return json_answer(receipt.answer, receipt.version)
+    size = tensors.parameter_bytes(current)
+    async with receive_tensors(request, session, context, size, check, dtypes) as arrived:
+        receipt = await session.load(change(arrived.body, arrived.caller), arrived.read)
+    return receipt_answer(session, receipt)

@@ -6,6 +6,7 @@ from starlette.responses import Response
 
 from ..answers import json_answer
 from ..context import InContext
+from ..openapi import problems
 
 router = APIRouter(tags=["probes"])
 
@@ -16,7 +17,7 @@ async def livez() -> Response:
     return json_answer({"status": "alive"})
 
 
-@router.get("/readyz", summary="The server takes work")
+@router.get("/readyz", summary="The server takes work", responses=problems("draining"))
 async def readyz(context: InContext) -> Response:
     """Answer 200 from the start of service until the server begins to stop, then 503."""
     if not context.ready:

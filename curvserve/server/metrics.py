@@ -1,0 +1,129 @@
+"""What Prometheus is told, in its own naming: base units, bounded labels, one registry per app."""
+
+import platform
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from curvserve_client.errors import PROBLEMS
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from .. import __version__
+from ..sessions import Session
+from .exchange import Exchange
+from .route_table import SCOPES
+
+BUCKETS = tuple(scale * step for scale in (1e-4, 1e-3, 1e-2, 0.1, 1.0) for step in (1, 2.5, 5)) + (
+    10.0,
+    30.0,
+    60.0,
+)
+"""Seconds: a probe takes 0.1 ms, a batch may have 60 s to arrive."""
+
+_METHODS = {call.partition(" ")[0] for call in SCOPES}
+
+_GAUGES: dict[str, tuple[str, Callable[[Session], float]]] = {
+    "curvserve_session_version": ("Current version.", lambda session: session.state.version),
+    "curvserve_session_durable_version": (
+        "Newest version that survives what the durability level promises; -1 at level none.",
+        lambda session: -1 if session.durable_version is None else session.durable_version,
+    ),
+    "curvserve_queue_depth": (
+        "Requests that wait or are being computed.",
+        lambda session: session.depth,
+    ),
+}
+"""What is told of each session: name -> help, value."""
+
+
+class Metrics:
+    """Counts of one application.
+
+    Attributes:
+        in_flight: requests that are being answered.
+    """
+
+    def __init__(self, sessions: Callable[[], Iterable[Session]]) -> None:
+        """Begin at zero.
+
+        Args:
+            sessions: gives the sessions that there are; asked at each scrape, so that what is told
+                of a session ends with it.
+        """
+        self._registry = registry = CollectorRegistry()
+        registry.register(_Sessions(sessions))
+        ProcessCollector(registry=registry)
+        build = Info("curvserve_build", "What is running.", registry=registry)
+        versions = {"torch": torch.__version__, "python": platform.python_version()}
+        build.info({"version": __version__} | versions)
+        self.in_flight = Gauge(
+            "curvserve_in_flight_requests", "Being answered, this one too.", registry=registry
+        )
+        self._requests = Counter(
+            "curvserve_requests",
+            "Requests that were answered.",
+            ["method", "route", "status"],
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "curvserve_request_seconds",
+            "From the head of the request to the end of the answer.",
+            ["route"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        self._phases = Histogram(
+            "curvserve_phase_seconds",
+            "Time in one phase of a request.",
+            ["phase", "route"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        self._problems = Counter(
+            "curvserve_problems", "Problems that were answered.", ["code"], registry=registry
+        )
+        for code in PROBLEMS:
+            self._problems.labels(code)  # at zero, so that a first one is seen as a rise
+        self._bytes = Counter(
+            "curvserve_body_bytes", "Bytes of bodies.", ["direction"], registry=registry
+        )
+
+    def observe(self, exchange: Exchange) -> None:
+        """Count a request that has ended."""
+        route = exchange.call.route
+        method = exchange.method if exchange.method in _METHODS else "other"
+        self._requests.labels(method, route, exchange.status).inc()
+        self._seconds.labels(route).observe(exchange.elapsed())
+        for phase, seconds in exchange.phases.seconds.items():
+            self._phases.labels(phase, route).observe(seconds)
+        if exchange.problem is not None:
+            self._problems.labels(exchange.problem).inc()
+        self._bytes.labels("received").inc(exchange.received)
+        self._bytes.labels("sent").inc(exchange.sent)
+
+    def exposition(self) -> bytes:
+        """Return everything in Prometheus's text format, version 0.0.4."""
+        return generate_latest(self._registry)
+
+
+class _Sessions(Collector):
+    """Read from the sessions themselves, at each scrape."""
+
+    def __init__(self, sessions: Callable[[], Iterable[Session]]) -> None:
+        self._sessions = sessions
+
+    def collect(self) -> Iterator[Metric]:
+        sessions = list(self._sessions())
+        steps = CounterMetricFamily(
+            "curvserve_steps", "Steps that were taken.", labels=["session", "model"]
+        )
+        for session in sessions:
+            steps.add_metric([session.name, session.model.name], session.state.steps)
+        yield steps
+        for name, (meaning, value) in _GAUGES.items():
+            gauge = GaugeMetricFamily(name, meaning, labels=["session"])
+            for session in sessions:
+                gauge.add_metric([session.name], value(session))
+            yield gauge

@@ -1,0 +1,101 @@
+"""Every call of the application and what it takes to make it: the one table of access."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+from starlette._utils import get_route_path  # what its router itself matches
+from starlette.routing import compile_path
+from starlette.types import Scope as Connection
+
+from ..api_keys import Scope
+
+OPEN = None
+"""Anyone may make the call."""
+
+_SESSION = "/v1/sessions/{name}"
+
+SCOPES: Mapping[str, Scope | None] = {
+    "GET /livez": OPEN,
+    "GET /readyz": OPEN,
+    "GET /metrics": Scope.READ,
+    "GET /openapi.json": Scope.READ,
+    "GET /v1/models": Scope.READ,
+    "GET /v1/models/{model}": Scope.READ,
+    "GET /v1/sessions": Scope.READ,
+    "POST /v1/sessions": Scope.TRAIN,
+    f"GET {_SESSION}": Scope.READ,
+    f"DELETE {_SESSION}": Scope.ADMIN,
+    f"GET {_SESSION}/parameters": Scope.READ,
+    f"PUT {_SESSION}/parameters": Scope.TRAIN,
+    f"POST {_SESSION}/evaluate": Scope.READ,
+    f"POST {_SESSION}/curvature": Scope.READ,
+    f"POST {_SESSION}/step": Scope.TRAIN,
+    f"POST {_SESSION}/forward_backward": Scope.TRAIN,
+    f"POST {_SESSION}/optim_step": Scope.TRAIN,
+    f"GET {_SESSION}/checkpoints": Scope.READ,
+    f"POST {_SESSION}/checkpoints": Scope.TRAIN,
+    f"GET {_SESSION}/checkpoints/{{checkpoint}}": Scope.READ,
+    f"GET {_SESSION}/history": Scope.READ,
+    "GET /v1/events": Scope.READ,
+}
+"""Method and path of every route -> the smallest scope that allows it."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a request asks for.
+
+    Attributes:
+        route: the route's path with its parameters' names; `unmatched` where there is no such path.
+        scope: the smallest scope that allows it; None where it is open.
+        parameters: the values of the path's parameters.
+    """
+
+    route: str
+    scope: Scope | None
+    parameters: Mapping[str, str]
+
+
+NO_ROUTE = Call("unmatched", Scope.READ, {})
+"""A path that does not exist is told to callers with a key only."""
+
+
+class RouteTable:
+    """The application's routes, each with its row of `SCOPES`."""
+
+    def __init__(self, app: FastAPI) -> None:
+        """Look up every route.
+
+        Args:
+            app: an application that has all its routes.
+
+        Raises:
+            LookupError: a route without a row: nobody has said who may call it.
+        """
+        self._rows: list[tuple[re.Pattern[str], str, dict[str, Scope | None]]] = []
+        for route in iter_route_contexts(app.routes):
+            path, methods = str(route.path), (route.methods or {"ANY"}) - {"HEAD"}
+            calls = {method: f"{method} {path}" for method in sorted(methods)}
+            if absent := calls.values() - SCOPES.keys():
+                raise LookupError(f"no scope for {', '.join(sorted(absent))} in SCOPES")
+            scopes = {method: SCOPES[call] for method, call in calls.items()}
+            self._rows.append((compile_path(path)[0], path, scopes))
+
+    def calls(self) -> list[str]:
+        """Return method and path of every route."""
+        return [f"{method} {path}" for _, path, scopes in self._rows for method in scopes]
+
+    def find(self, connection: Connection) -> Call:
+        """Return what a request asks for."""
+        path, method = get_route_path(connection), connection["method"]
+        method = "GET" if method == "HEAD" else method
+        matched: Call = NO_ROUTE
+        for pattern, route, scopes in self._rows:
+            if match := pattern.match(path):
+                matched = Call(route, scopes.get(method, Scope.READ), match.groupdict())
+                if method in scopes:
+                    break  # a path may stand once for each of its methods
+        return matched

@@ -1,0 +1,134 @@
+"""Work that somebody waits for, who may lose patience or leave."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from curvserve_client.errors import CurvserveError, DeadlineExceeded, Draining
+
+from .machine import Expectation, Machine, Stage, Ticket
+
+log = logging.getLogger("curvserve.sessions")
+
+T = TypeVar("T")
+
+_UNCHANGED = "the session is unchanged"
+
+
+class Caller(Protocol):
+    """The one who waits for an answer."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the answer may take."""
+
+    async def gone(self) -> None:
+        """Return once nobody waits any more."""
+
+
+class CallerGone(Exception):
+    """Nobody waits for the answer any more; the work was dropped, or goes on unattended."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What every request that changes a session says of itself.
+
+    Attributes:
+        key: its idempotency key.
+        fingerprint: a digest of the whole request.
+        expectation: the versions that it may be applied to.
+        caller: who waits for the answer.
+    """
+
+    key: str
+    fingerprint: bytes
+    expectation: Expectation
+    caller: Caller
+
+
+class Attendance:
+    """The admitted requests of one session, each a task of its own beside the one that waits.
+
+    A caller that leaves before its request's turn takes the request with it; after that the work is
+    finished all the same. A deadline that passes keeps the work's result from being applied, and
+    the work its place in the queue until it has really ended.
+    """
+
+    def __init__(self, session: str, machine: Machine) -> None:
+        """Begin with nothing.
+
+        Args:
+            session: the session's name, for the log.
+            machine: the session's state machine.
+        """
+        self._session = session
+        self._machine = machine
+        self._tasks: dict[asyncio.Task[Any], Ticket] = {}
+
+    async def attend(self, ticket: Ticket, work: Coroutine[Any, Any, T], caller: Caller) -> T:
+        """Return what work comes to, if its caller waits for it as long as that takes.
+
+        Args:
+            ticket: the admitted request; the work ends it.
+            work: what is to be done.
+            caller: who waits.
+
+        Raises:
+            DeadlineExceeded: the caller's time has passed.
+            Draining: the server stopped before the request's turn came.
+            CallerGone: the caller has left.
+        """
+        task = asyncio.create_task(work)
+        self._tasks[task] = ticket
+        task.add_done_callback(self._tasks.pop)
+        gone = asyncio.ensure_future(caller.gone())
+        try:
+            await asyncio.wait({task, gone}, timeout=caller.seconds, return_when="FIRST_COMPLETED")
+            if not task.done():
+                self._let_go(ticket, task, gone.done(), caller.seconds)
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise
+            message = f"the server stops before the request's turn; {_UNCHANGED}"
+            raise Draining(message) from None
+        finally:
+            gone.cancel()
+            if not task.done():
+                task.add_done_callback(self._unattended)
+
+    async def idle(self) -> None:
+        """Return once no request is left."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def withdraw(self) -> None:
+        """Drop the requests whose turn has not come."""
+        for task, ticket in self._tasks.items():
+            if ticket.stage is Stage.QUEUED:
+                task.cancel()
+
+    def _let_go(self, ticket: Ticket, task: asyncio.Task[Any], gone: bool, seconds: float) -> None:
+        """Give up work whose caller waits no longer; return where it is too late for that."""
+        stage = ticket.stage
+        if gone and stage is not Stage.QUEUED:
+            raise CallerGone
+        self._machine.abandon(ticket)
+        if stage is Stage.QUEUED:
+            task.cancel()
+        if gone:
+            raise CallerGone
+        if stage is not Stage.COMMITTING:
+            what = "waited for its turn" if stage is Stage.QUEUED else "was being computed"
+            raise DeadlineExceeded(f"the request {what} for {seconds:g} s; {_UNCHANGED}")
+
+    def _unattended(self, task: asyncio.Task[Any]) -> None:
+        """Tell the log how work ended that nobody waited for."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, CurvserveError):
+            log.info("session %s: unattended work was refused: %s", self._session, error)
+        elif error is not None:
+            log.error("session %s: unattended work failed", self._session, exc_info=error)

@@ -1,0 +1,56 @@
+"""Random numbers from a seed, for building a model and for the passes through it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators inside the block, and leave them after it as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+class OwnGenerator(TorchDispatchMode):
+    """Has everything that this thread draws on the CPU come from a generator of its own.
+
+    The numbers are those that follow `torch.manual_seed(seed)`, and the global generator, which a
+    computation in another thread may be using, is left alone: so a model can be built while a step
+    computes.
+
+    Example:
+        >>> with OwnGenerator(0):
+        ...     layer = torch.nn.Linear(2, 3)
+    """
+
+    def __init__(self, seed: int) -> None:
+        """Seed the generator."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Give the generator to an operation that draws and was given none."""
+        given = dict(kwargs or {})
+        if torch.Tag.nondeterministic_seeded in func.tags and not given.get("generator"):
+            func, given["generator"] = _taking_a_generator(func), self._generator
+        return func(*args, **given)
+
+
+def _taking_a_generator(operation: Any) -> Callable[..., Any]:
+    """The overload of an operation that has the argument `generator`."""
+    if any(argument.name == "generator" for argument in operation._schema.arguments):
+        return operation  # type: ignore[no-any-return]
+    name = operation._overloadname
+    overload = "generator" if name == "default" else f"{name}_generator"
+    return getattr(operation.overloadpacket, overload)  # type: ignore[no-any-return]

@@ -1,0 +1,181 @@
+"""The steps of a session: plain functions of a replica, a state and a batch.
+
+A step returns the next state, and raises before there is one. It is one call, or two halves:
+`forward_backward` for each of several batches, then `optim_step`. Nothing here knows HTTP, threads
+or event loops.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from curvserve_client.errors import InvalidRequest, InvalidRule
+from curvserve_client.rules import LossAt, Rule, RuleState, rule_options
+from curvserve_client.types import ForwardBackwardResult, StepResult
+from torch import Tensor
+
+from . import jobs
+from .finite import check_finite
+from .pending import Pending
+from .replica import Replica
+from .state import SessionState, Tensors
+
+
+def step(
+    replica: Replica, state: SessionState, batch: Tensors, rule: Rule
+) -> tuple[SessionState, StepResult]:
+    """Return the state after one step of a rule on one batch, and what the step did.
+
+    Args:
+        replica: the model on its device.
+        state: the version to step from.
+        batch: `inputs` and `targets` in host memory, their layout checked.
+        rule: how quantities become a step; for this step only.
+
+    Raises:
+        InvalidBatch: a value that is not finite or out of range.
+        UnknownQuantity: the engine cannot compute a quantity of this model.
+        InvalidRule: an option is too large for the parameters' dtype, or does not fit the model.
+        NonFinite: loss, metric, quantity, new parameter, rule state or step norm is not finite.
+        OutOfMemory: the device cannot hold the batch.
+    """
+    with jobs.told_as_problems(), torch.no_grad():
+        found, metrics = jobs.differentiate(
+            replica, state, batch, rule.quantities(state.rule_state)
+        )
+
+        def loss_at(parameters: Tensors) -> float:
+            return jobs.loss_at(replica, state, parameters, batch)
+
+        pending = Pending(found.quantities, found.loss, metrics, len(batch["inputs"]))
+        return _applied(replica, state, pending, rule, loss_at, replica.buffers())
+
+
+def forward_backward(
+    replica: Replica, state: SessionState, batch: Tensors, before: Pending | None
+) -> tuple[Pending, ForwardBackwardResult]:
+    """Return what the session's rule needs of a batch, together with what was pending before.
+
+    Args:
+        replica: the model on its device.
+        state: the version to differentiate at.
+        batch: `inputs` and `targets` in host memory, their layout checked.
+        before: what is pending and to be added to.
+
+    Raises:
+        ProblemError: as `step`.
+    """
+    part = len(before.batches) if before else 0
+    with jobs.told_as_problems(), torch.no_grad():
+        wanted = state.rule.quantities(state.rule_state)
+        found, metrics = jobs.differentiate(replica, state, batch, wanted, part=part)
+        new = Pending(found.quantities, found.loss, metrics, len(batch["inputs"]))
+        pending = new if before is None else before.and_then(new)
+        for quantity, tensors in pending.quantities.items():
+            check_finite(jobs.named(quantity, tensors))
+        norms = _norms(pending.quantities["grad"])
+    return pending, ForwardBackwardResult(
+        loss=found.loss.item(),
+        metrics=metrics,
+        version=state.version,
+        seed=state.draw_seed(part),
+        samples=new.samples,
+        pending=part + 1,
+        grad_norms=norms,
+    )
+
+
+def optim_step(
+    replica: Replica,
+    state: SessionState,
+    pending: Pending,
+    rule: Rule,
+    scales: Mapping[str, float],
+) -> tuple[SessionState, StepResult]:
+    """Return the state after one step of a rule with what is pending.
+
+    Args:
+        replica: the model on its device.
+        state: the version to step from, at which the batches were differentiated.
+        pending: gradient and curvature.
+        rule: how quantities become a step; for this step only.
+        scales: parameter name -> what its gradient is multiplied by; 1 where it is absent.
+
+    Raises:
+        InvalidRequest: a scale is of no parameter.
+        ProblemError: as `step`.
+    """
+    trained = pending.quantities["grad"]
+    if unknown := scales.keys() - trained.keys():
+        named = ", ".join(sorted(unknown))
+        raise InvalidRequest(f"no trained parameter is called {named}", expected=", ".join(trained))
+
+    def loss_at(parameters: Tensors) -> float:
+        raise InvalidRule(
+            "the rule measures the loss of its batch after the step: it needs the fused step"
+        )
+
+    with jobs.told_as_problems(), torch.no_grad():
+        scaled = {name: g * scales[name] if name in scales else g for name, g in trained.items()}
+        taken = Pending(
+            {**pending.quantities, "grad": scaled}, pending.loss, pending.metrics, pending.samples
+        )
+        return _applied(replica, state, taken, rule, loss_at, state.buffers)
+
+
+def _applied(
+    replica: Replica,
+    state: SessionState,
+    pending: Pending,
+    rule: Rule,
+    loss_at: LossAt,
+    buffers: Tensors,
+) -> tuple[SessionState, StepResult]:
+    _check_range(rule, pending.quantities["grad"])
+    update = rule.update(
+        state.parameters, pending.quantities, state.rule_state, loss=pending.loss, loss_at=loss_at
+    )
+    check_finite(jobs.named("parameter", update.parameters))
+    _check_state(state.rule_state, update.state)
+    norm = _distance(state.parameters, update.parameters)
+    check_finite({"step_norm": norm})
+    after = state.stepped(update.parameters, buffers, update.state)
+    return after, StepResult(
+        loss=float(pending.loss),
+        metrics=pending.metrics,
+        version=after.version,
+        step_norm=norm.item(),
+        samples=pending.samples,
+        update={name: float(value) for name, value in update.metrics.items()},
+    )
+
+
+def _check_range(rule: Rule, parameters: Tensors) -> None:
+    """Refuse an option that is finite in float64 and infinite in the parameters' own dtype."""
+    largest = min(torch.finfo(tensor.dtype).max for tensor in parameters.values())
+    for option, value in rule_options(rule).items():
+        if abs(value) > largest:
+            raise InvalidRule(f"{option} is {value!r}", expected=f"{option}: at most {largest:g}")
+
+
+def _check_state(before: RuleState, after: RuleState) -> None:
+    """Refuse what a rule would remember that is not finite; what it kept was looked at before."""
+    for slot, tensors in after.tensors.items():
+        kept = before.tensors.get(slot, {})
+        new = {name: tensor for name, tensor in tensors.items() if tensor is not kept.get(name)}
+        if new:
+            check_finite(jobs.named(f"rule.{slot}", new))
+
+
+def _norms(gradients: Tensors) -> dict[str, float]:
+    """Return the Euclidean norm of each gradient, in float64."""
+    norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients.values()]
+    return dict(zip(gradients, torch.stack(norms).tolist(), strict=True))
+
+
+def _distance(before: Tensors, after: Tensors) -> Tensor:
+    """Return the Euclidean norm of the change over all parameters, in float64."""
+    norms = [
+        torch.linalg.vector_norm(after[name] - before[name], dtype=torch.float64) for name in before
+    ]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm

@@ -1,0 +1,55 @@
+"""Which store an operator's words mean."""
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from .. import __version__
+from .storage import FolderStore, Level, MemoryStore, Store
+
+
+class NoDataFolder(ValueError):
+    """A durability level needs a data folder, or has no use for one; the text says which."""
+
+
+def store_opener(
+    folder: Path | None, level: str | None, device: torch.device
+) -> Callable[[], Store]:
+    """Return what opens the store.
+
+    Args:
+        folder: the data folder.
+        level: a name of `Level`; None for `full` with a folder and `none` without.
+        device: where steps are computed.
+
+    Raises:
+        NoDataFolder: the level and the folder do not fit.
+    """
+    chosen = Level(level or (Level.NONE if folder is None else Level.FULL))
+    if folder is None and chosen is not Level.NONE:
+        raise NoDataFolder(f"--durability {chosen} keeps steps on disk: give --data-dir FOLDER")
+    if folder is None or chosen is Level.NONE:
+        if folder is not None:
+            raise NoDataFolder("--durability none keeps nothing: leave --data-dir out")
+        return MemoryStore
+    return partial(FolderStore, folder, chosen, environment(device))
+
+
+def environment(device: torch.device) -> Mapping[str, str]:
+    """Return what decides over the bits of a step: a replay elsewhere may give others.
+
+    Args:
+        device: where steps are computed.
+    """
+    cuda = device.type == "cuda"
+    return {
+        "curvserve": __version__,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "vector instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
+    }
