@@ -104,8 +104,8 @@ class Link:
 
     def _push(self, vector: Tensor, name: str | None) -> Tensor:
         with torch.enable_grad(), context.disable():
-            x = self.input.detach().requires_grad_()
-            place = x if name is None else self.module.get_parameter(name)
+            x = self.input.detach()  # indices, for an embedding
+            place = x.requires_grad_() if name is None else self.module.get_parameter(name)
             dummy = torch.zeros_like(self.output).requires_grad_()
             (pulled,) = torch.autograd.grad(self._run(x), place, dummy, create_graph=True)
             (found,) = torch.autograd.grad(pulled, dummy, vector)

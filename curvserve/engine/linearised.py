@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from curvserve.engine.errors import EngineError, ReplayError
 from curvserve.engine.graph import RecordedCall, nodes, read
 from curvserve.engine.losses import LossAt
+from curvserve.engine.plain import PlainOperations
 from curvserve.engine.plan import plan
 from curvserve.engine.recording import Call
 from curvserve.engine.second_order import Pass
@@ -155,8 +155,8 @@ def root(at: Pass) -> tuple[RecordedCall, int]:
 def rerun(call: Call, index: int, expected: Tensor) -> Tensor:
     """Runs a call again in a way that can be differentiated twice; returns one of its results.
 
-    Attention and weight norm are computed by plain operations, recurrent nets without cuDNN;
-    buffers are left as they are.
+    Attention, weight norm and bags of embeddings are computed by plain operations, recurrent nets
+    without cuDNN; buffers are left as they are.
 
     Raises:
         ReplayError: The result is another than the recorded one.
@@ -167,7 +167,7 @@ def rerun(call: Call, index: int, expected: Tensor) -> Tensor:
             "pass, so that it cannot be run again"
         )
     buffers = {name: b.clone() for name, b in call.module.named_buffers()}
-    plain = sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(False), _PlainWeightNorm()
+    plain = sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(False), PlainOperations()
     with torch.enable_grad(), plain[0], plain[1], plain[2]:
         results = tree_leaves(functional_call(call.module, buffers, call.args, call.kwargs))
     result: Tensor = [t for t in results if isinstance(t, Tensor)][index]
@@ -200,18 +200,6 @@ def check_differentiable(gradients: Sequence[Tensor | None]) -> None:
 _CUTS = ("DelayedError", "torch::autograd::Error", "Error")
 
 
-class _PlainWeightNorm(TorchFunctionMode):
-    """Computes weight norm by operations whose second derivatives are right."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch._weight_norm:
-            v, g, *axis = args
-            return g * v / torch.norm_except_dim(v, 2, *axis)
-        return func(*args, **(kwargs or {}))
-
-
 # Its second derivative takes the norms for constants, and so is wrong.
 _WRONG_TWICE = "WeightNormInterfaceBackward0"
 
@@ -219,8 +207,8 @@ _WRONG_TWICE = "WeightNormInterfaceBackward0"
 def twice_differentiable(at: Pass, compute: Callable[[Pass], T]) -> T:
     """Computes what needs double backward; once more on a new graph where this one cannot.
 
-    Fused attention kernels and cuDNN's recurrent nets have no second derivative and fused weight
-    norm has a wrong one; plain operations have the right one.
+    Fused attention kernels, cuDNN's recurrent nets and bags of embeddings have no second derivative
+    and fused weight norm has a wrong one; plain operations have the right one.
 
     Raises:
         EngineError: An operation cannot be differentiated twice in any way.

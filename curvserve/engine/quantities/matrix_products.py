@@ -22,16 +22,21 @@ __all__ = ["GGNMP", "HMP"]
 
 
 class _Again:
-    """The forward pass of a model, run again once and kept for all parameters."""
+    """The forward pass of a model, run again once and kept for all parameters.
 
-    def __init__(self, at: Pass) -> None:
+    Attributes:
+        loss: The loss behind it.
+        columns: The exact factor of the loss Hessian, where the matrix is made of it.
+    """
+
+    def __init__(self, at: Pass, columns: Tensor | None) -> None:
         recorded, self._index = root(at)
         self._call: Call = recorded.call
         self.loss: LossAt = at.loss
+        self.columns = columns
         self._parameters = list(self._call.module.parameters())
         self._versions = [p._version for p in self._parameters]
         self._edge: GradientEdge | None = None
-        self._columns: Tensor | None = None
 
     def linearised(self, parameter: Tensor) -> Linearised:
         self.check()
@@ -48,11 +53,6 @@ class _Again:
                 f"the parameters of {type(self._call.module).__name__} have changed since the "
                 "backward pass: products with its curvature there can no longer be had"
             )
-
-    def columns(self) -> Tensor:
-        if self._columns is None:
-            self._columns = self.loss.exact_columns()
-        return self._columns
 
 
 class _Product:
@@ -86,8 +86,9 @@ class _Product:
 
 class _GGNProduct(_Product):
     def _product(self, at: Linearised, vector: Tensor) -> Tensor:
-        loss = self._again.loss
-        return at.pull(loss_hessian_product(loss, self._again.columns(), at.push([vector])))[0]
+        loss, columns = self._again.loss, self._again.columns
+        assert columns is not None
+        return at.pull(loss_hessian_product(loss, columns, at.push([vector])))[0]
 
 
 class _HessianProduct(_Product):
@@ -119,8 +120,12 @@ class GGNMP(Quantity):
 
     def compute(self, at: Pass) -> dict[Tensor, _Product]:
         """See the base class."""
-        again = _Again(at)
+        again = _Again(at, self._columns(at))
         return {p: self._kind(again, p) for p in (*at.parameters(), *at.absent)}
+
+    def _columns(self, at: Pass) -> Tensor | None:
+        """Made now, so that a loss without an exact factor is refused by the backward pass."""
+        return at.loss.exact_columns()
 
     def merge(self, states: object) -> object:
         """Products of parts of a batch are not put together."""
@@ -142,3 +147,6 @@ class HMP(GGNMP):
             savefield: Its name.
         """
         super().__init__(savefield)
+
+    def _columns(self, at: Pass) -> None:
+        return
