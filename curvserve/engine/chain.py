@@ -14,6 +14,7 @@ from curvserve.engine import context, layers
 from curvserve.engine.errors import NotAChainError
 from curvserve.engine.layers import LayerRule
 from curvserve.engine.linearised import root
+from curvserve.engine.plain import PlainOperations
 from curvserve.engine.samples import Layout
 from curvserve.engine.second_order import Pass
 
@@ -93,7 +94,8 @@ class Link:
 
     def _run(self, x: Tensor) -> Tensor:
         # On a copy: the module may work in place.
-        result: Tensor = self.module(x.clone())
+        with PlainOperations():
+            result: Tensor = self.module(x.clone())
         return result
 
     def _derivatives(self, cotangents: Tensor, at: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ transpose (the double-backward trick), because forward mode lacks rules for part
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ __all__ = [
     "Linearised",
     "check_differentiable",
     "loss_hessian_product",
+    "not_differentiable",
     "root",
     "rerun",
     "twice_differentiable",
@@ -231,6 +232,9 @@ def twice_differentiable(at: Pass, compute: Callable[[Pass], T]) -> T:
     except EngineError:
         raise
     except RuntimeError as error:
-        raise EngineError(
-            f"an operation of the model cannot be differentiated twice: {error}"
-        ) from error
+        raise not_differentiable(error) from error
+
+
+def not_differentiable(error: RuntimeError) -> EngineError:
+    """What is raised instead of what autograd says."""
+    return EngineError(f"an operation of the model cannot be differentiated twice: {error}")

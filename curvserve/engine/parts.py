@@ -11,7 +11,7 @@ from curvserve.engine.plan import Account, Plan
 from curvserve.engine.recording import Call
 from curvserve.engine.rows import Part
 
-__all__ = ["RulePart", "gather", "parts"]
+__all__ = ["RulePart", "arranged", "gather", "parts"]
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,18 @@ def parts(
             return {}
         replayed = _Replayed(account.way, call, account.names, own)
         return {p: _ReplayPart(replayed, name) for name, p in parameters.items()}
-    s = account.layout.samples_first(cotangents[0], samples)
-    a = account.layout.samples_first(call.tensors()[0], samples)
-    if a.is_floating_point():
-        a = a.to(s.dtype)  # under autocast the layer computed in the cotangent's type
+    a, s = arranged(account, call, cotangents[0], samples)
     return {p: RulePart(account.way, call.module, name, a, s) for name, p in parameters.items()}
+
+
+def arranged(account: Account, call: Call, cotangent: Tensor, samples: int) -> list[Tensor]:
+    """The input and the cotangent of a call with a rule, as the rule wants them."""
+    rule = account.way
+    assert isinstance(rule, LayerRule)
+    a = rule.input(call.module, call.args, call.kwargs)
+    if a.is_floating_point():
+        a = a.to(cotangent.dtype)  # under autocast the layer computed in the cotangent's type
+    return [rule.arranged(t, account.layout, samples) for t in (a, cotangent)]
 
 
 def gather(

@@ -1,4 +1,4 @@
-"""Operations of torch written out, where the second derivative of torch's own is wrong or missing."""
+"""Operations of torch written out, whose own second derivative is wrong or missing."""
 
 from typing import Any
 
@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["PlainOperations", "bag_weights"]
+from curvserve.engine.layers.embedding_bag import bag_weights
+
+__all__ = ["PlainOperations"]
 
 
 class PlainOperations(TorchFunctionMode):
@@ -21,48 +23,24 @@ class PlainOperations(TorchFunctionMode):
         if func is torch._weight_norm:
             v, g, *axis = args
             return g * v / torch.norm_except_dim(v, 2, *axis)
-        if func is F.embedding_bag and kwargs.get("mode") != "max":
-            return _embedding_bag(*args, **kwargs)
+        if func is F.embedding_bag:
+            return _largest(*args, **kwargs) if kwargs["mode"] == "max" else _sums(*args, **kwargs)
         return func(*args, **kwargs)
 
 
-def _embedding_bag(input: Tensor, weight: Tensor, *args: Any, **options: Any) -> Tensor:
-    return bag_weights(input, weight, *args, **options) @ weight
+def _sums(input: Tensor, weight: Tensor, **options: Any) -> Tensor:
+    """Without the options that change the table beforehand, or how its gradient is kept."""
+    for option in ("max_norm", "norm_type", "scale_grad_by_freq", "sparse"):
+        del options[option]
+    return bag_weights(input, weight, **options) @ weight
 
 
-def bag_weights(
-    input: Tensor,
-    weight: Tensor,
-    offsets: Tensor | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2,
-    scale_grad_by_freq: bool = False,
-    mode: str = "mean",
-    sparse: bool = False,
-    per_sample_weights: Tensor | None = None,
-    include_last_offset: bool = False,
-    padding_idx: int | None = None,
-) -> Tensor:
-    """How much each line of the table counts in each bag, ``[bags, lines]``.
-
-    The arguments are those of ``torch.nn.functional.embedding_bag`` with the mode "sum" or "mean":
-    its result is the product of this matrix and the table.
-    """
+def _largest(input: Tensor, weight: Tensor, **options: Any) -> Tensor:
+    """Looks up the lines in which torch finds the largest; an empty bag has none and is zero."""
+    offsets = options["offsets"]
     if offsets is None:
-        bags, length = input.shape
-        offsets = torch.arange(0, bags * length, length, device=input.device)
-    elif include_last_offset:
-        offsets = offsets[:-1]
-    lines = input.flatten()
-    counts = weight.new_ones(lines.shape, requires_grad=False)
-    if per_sample_weights is not None:
-        counts = per_sample_weights.flatten()
-    if padding_idx is not None:
-        counts = counts * (lines != padding_idx)
-    place = torch.arange(len(lines), device=input.device)
-    bag = torch.searchsorted(offsets.contiguous(), place, right=True) - 1
-    total = weight.new_zeros(len(offsets), len(weight))
-    total = total.index_put((bag, lines), counts, accumulate=True)
-    if mode == "mean":
-        total = total / total.sum(1, keepdim=True).clamp(min=1)
-    return total
+        offsets = torch.arange(0, input.numel(), input.shape[1], device=input.device)
+    rest = False, None, options["include_last_offset"], options["padding_idx"]
+    with torch.no_grad():
+        _, _, sizes, lines = torch.embedding_bag(weight, input.flatten(), offsets, False, 2, *rest)
+    return weight.gather(0, lines) * (sizes > 0).unsqueeze(1)

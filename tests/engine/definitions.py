@@ -1,8 +1,8 @@
-"""The definition of every quantity, from dense matrices: plain autograd loops, no code of the engine.
+"""The definition of every quantity, by plain autograd loops: no code of the engine.
 
 One model on one batch has K outputs (all of them, in one row) and P elements of trained
-parameters. Its Jacobian ``[K, P]`` is taken once, and a loss at its output is a gradient ``[K]`` and
-a matrix ``[K, K]``.
+parameters. Its Jacobian ``[K, P]`` is taken once, and a loss at its output is a gradient ``[K]``
+and a matrix ``[K, K]``.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tests.engine.reference import PlainWeightNorm, jacobian, outputs_of, trained
+from tests.engine.reference import Plain, jacobian, outputs_of, trained
 
 
 @dataclass(eq=False)
@@ -26,7 +26,7 @@ class Dense:
     samples: int
 
     def run(self) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH), PlainWeightNorm():
+        with sdpa_kernel(SDPBackend.MATH), Plain():
             return outputs_of(self.model, self.inputs)
 
     @cached_property
@@ -177,7 +177,7 @@ def as_matrix(module: nn.Module, weight: Tensor) -> Tensor:
 
 
 def channels_last(module: nn.Module, y: Tensor) -> Tensor:
-    return y if isinstance(module, nn.Linear) else y.movedim(1, -1)
+    return y if isinstance(module, nn.Linear | nn.Bilinear) else y.movedim(1, -1)
 
 
 def owners(model: nn.Module, parameter: Tensor) -> list[nn.Module]:
@@ -188,10 +188,10 @@ def owners(model: nn.Module, parameter: Tensor) -> list[nn.Module]:
 def uses(dense: Dense, name: str) -> Uses:
     """By derivatives only: that of one element of y_t with respect to its line of W is a_t."""
     weight = trained(dense.model)[name]
-    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+    calls: list[tuple[nn.Module, list[Tensor], Tensor]] = []
 
-    def keep(module: nn.Module, args: tuple[Tensor], y: Tensor) -> Tensor:
-        calls.append((module, args[0].detach(), y))
+    def keep(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        calls.append((module, [a.detach() for a in args], y))
         return y.clone()  # what follows may work in place
 
     handles = [m.register_forward_hook(keep) for m in owners(dense.model, weight)]
@@ -199,8 +199,8 @@ def uses(dense: Dense, name: str) -> Uses:
     for handle in handles:
         handle.remove()
     inner: Any = 0
-    for module, x, _ in calls:
-        for element in channels_last(module, module(x))[..., 0].flatten():
+    for module, args, _ in calls:
+        for element in channels_last(module, module(*args))[..., 0].flatten():
             (line,) = torch.autograd.grad(element, weight, retain_graph=True)
             a = as_matrix(module, line)[0]
             inner = inner + torch.outer(a, a) / dense.samples

@@ -1,4 +1,4 @@
-"""KFRA, HBP and PCHMP by recursion over the modules of a chain, each as a dense matrix per sample."""
+"""KFRA, HBP and PCHMP by recursion over modules, each a dense matrix for each sample."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A tiny net around every kind of layer, and every loss for its output: the two sides of a product."""
+"""A tiny net around every kind of layer, and every loss for its output."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

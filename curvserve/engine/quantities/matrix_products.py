@@ -11,8 +11,14 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from curvserve.engine import context
-from curvserve.engine.errors import ReplayError
-from curvserve.engine.linearised import Linearised, loss_hessian_product, rerun, root
+from curvserve.engine.errors import EngineError, ReplayError
+from curvserve.engine.linearised import (
+    Linearised,
+    loss_hessian_product,
+    not_differentiable,
+    rerun,
+    root,
+)
 from curvserve.engine.losses.base import LossAt
 from curvserve.engine.quantities.base import Quantity
 from curvserve.engine.recording import Call
@@ -78,7 +84,12 @@ class _Product:
         self._again.check()
         if self._linearised is None:
             self._linearised = self._again.linearised(self._parameter)
-        return self._product(self._linearised, vector.detach())
+        try:
+            return self._product(self._linearised, vector.detach())
+        except EngineError:
+            raise
+        except RuntimeError as error:
+            raise not_differentiable(error) from error
 
     def _product(self, at: Linearised, vector: Tensor) -> Tensor:
         raise NotImplementedError
