@@ -29,8 +29,8 @@ check: $(READY)  ## lint and types only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-conformance: $(READY)  ## the engine on torchvision's architectures against brute force (minutes)
-	$(BIN)/python -m pytest tests/conformance -m "" -v
+conformance: $(READY)  ## the engine on torchvision's architectures and on every quantity, layer and loss (minutes)
+	$(BIN)/python -m pytest tests/conformance tests/engine/test_product.py -m "" -v
 
 bench: $(READY)  ## time a gradient-and-curvature pass against BackPACK, in one process
 	$(BIN)/python -m benchmarks

@@ -19,6 +19,7 @@ from curvserve.engine.graph import RecordedCall
 from curvserve.engine.layers import LayerRule
 from curvserve.engine.linearised import twice_differentiable
 from curvserve.engine.losses.base import LossAt
+from curvserve.engine.parts import arranged
 from curvserve.engine.plan import Account
 from curvserve.engine.quantities.base import Quantity
 from curvserve.engine.second_order import Pass
@@ -154,13 +155,11 @@ class _Residual:
     def _term(
         self, recorded: RecordedCall, account: Account, name: str, unit: Tensor, curved: Tensor
     ) -> Tensor:
-        rule, module, samples = account.way, recorded.call.module, self._at.plan.samples
+        rule, call, samples = account.way, recorded.call, self._at.plan.samples
         assert isinstance(rule, LayerRule)
-        a = account.layout.samples_first(recorded.call.tensors()[0], samples)
-        if a.is_floating_point():
-            a = a.to(unit.dtype)
-        first, second = (account.layout.samples_first(t, samples) for t in (unit, curved))
-        return rule.rows(module, name, a, first) * rule.rows(module, name, a, second)
+        a, first = arranged(account, call, unit, samples)
+        second = rule.arranged(curved, account.layout, samples)
+        return rule.rows(call.module, name, a, first) * rule.rows(call.module, name, a, second)
 
     def diagonal(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         """The diagonal with respect to a parameter, one column for each of its elements."""

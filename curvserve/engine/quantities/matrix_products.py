@@ -129,10 +129,15 @@ class GGNMP(Quantity):
     def compute(self, at: Pass) -> dict[Tensor, BlockProduct]:
         """See the base class."""
         again = _Again(at)
+        self._check(again)
         return {
             p: BlockProduct(p.shape, again.parameters, partial(again.times, self._matrix, p))
             for p in (*at.parameters(), *at.absent)
         }
+
+    def _check(self, again: _Again) -> None:
+        """Has the backward pass refuse a loss without an exact factor, not the first product."""
+        again.loss.exact_columns()
 
     def _matrix(self, again: _Again, model: Linearised) -> Product:
         return ggn_product(model, again.loss_ggn)
@@ -155,6 +160,9 @@ class HMP(GGNMP):
             savefield: Its name.
         """
         super().__init__(savefield)
+
+    def _check(self, again: _Again) -> None:
+        return
 
     def _matrix(self, again: _Again, model: Linearised) -> Product:
         return hessian_product(model, again.loss)
