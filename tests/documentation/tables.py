@@ -6,6 +6,8 @@ python -m tests.documentation.tables writes them anew.
 import inspect
 import re
 
+from torch import nn
+
 from curvserve.engine import layers, losses
 from curvserve.engine.layers import LayerRule, recurrent
 from curvserve.engine.quantities import (
@@ -56,6 +58,8 @@ def extensions() -> str:
 
 def way(rule: LayerRule | None, kind: type[Quantity]) -> str:
     """How a quantity is had for a parameter of a layer."""
+    if kind in CHAINS and rule is not None and nn.Bilinear in rule.kinds:
+        return "–"  # it takes two inputs
     linear = rule is not None and type(rule).matrices is not LayerRule.matrices
     if kind in (KFRA, HBP):
         return "chain" if linear else "–"
