@@ -139,5 +139,6 @@ def _error(why: str) -> SecondDerivativeError:
     return SecondDerivativeError(
         f"an operation cannot be differentiated twice: {why}\nAttention, recurrent nets, weight "
         "norm and bags of embeddings can where the forward pass runs under "
-        "curvserve.engine.products.plain_kernels(); what torch.compile made and functions marked with @once_differentiable cannot."
+        "curvserve.engine.products.plain_kernels(); what torch.compile made and functions marked "
+        "with @once_differentiable cannot."
     )

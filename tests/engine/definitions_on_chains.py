@@ -2,18 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.functional import hessian, jacobian
 
-from tests.engine.definitions import Point, channels_last, uses
+from tests.engine.definitions import Dense, Point, channels_last, uses
 from tests.engine.reference import trained
 
 Modify = Callable[[Tensor], Tensor]
 MODIFY: dict[str, Modify] = {
-    "ggn": torch.zeros_like,
+    "ggn": lambda d: d,
     "hessian": lambda d: d,
     "pch-clip": lambda d: d.clamp(min=0),
     "pch-abs": lambda d: d.abs(),
@@ -21,20 +21,28 @@ MODIFY: dict[str, Modify] = {
 
 
 @dataclass(eq=False)
-class Link:
-    """A module with, for each sample, its input, its Jacobian ``[out, in]`` and the gradient."""
+class Module:
+    """A module with, for each sample, its input and its Jacobian ``[out, in]``, if that has one."""
 
     module: nn.Module
     inputs: list[Tensor]
     jacobians: list[Tensor]
-    gradients: list[Tensor]  # of the loss with respect to the output
 
-    @cache  # noqa: B019 # a link lives as long as the tests
-    def second(self, n: int) -> Tensor:
-        """The diagonal of ``d^2 <g, module(x)> / dx^2``."""
-        x, g = self.inputs[n], self.gradients[n]
-        full = hessian(lambda v: (alone(self.module, v).flatten() * g).sum(), x)
-        return full.reshape(x.numel(), x.numel()).diagonal()
+
+@dataclass(eq=False)
+class Link(Module):
+    """And with the gradient of a loss with respect to its output, for each sample."""
+
+    gradients: list[Tensor]
+
+    @cached_property
+    def second(self) -> Tensor:
+        """The diagonals of ``d^2 <g, module(x)> / dx^2``, ``[N, in]``."""
+        found = []
+        for x, g in zip(self.inputs, self.gradients, strict=True):
+            full = hessian(lambda v, g=g: (alone(self.module, v).flatten() * g).sum(), x)
+            found.append(full.reshape(x.numel(), x.numel()).diagonal())
+        return torch.stack(found)
 
 
 def alone(module: nn.Module, x: Tensor) -> Tensor:
@@ -42,24 +50,27 @@ def alone(module: nn.Module, x: Tensor) -> Tensor:
 
 
 @cache
-def links(at: Point) -> list[Link]:
-    """The modules from the last one to the first that has parameters or a real-valued input."""
-    made: list[Link] = []
-    x = at.dense.inputs
-    for module in at.dense.model:
-        inputs = list(x.detach())
-        jacobians = []
-        if x.is_floating_point():
-            for v in inputs:
-                found = jacobian(lambda u, m=module: alone(m, u), v)
-                jacobians.append(found.reshape(-1, v.numel()))
-        made.append(Link(module, inputs, jacobians, []))
+def modules(dense: Dense) -> list[Module]:
+    """The modules from the last one to the first."""
+    made: list[Module] = []
+    x = dense.inputs
+    for module in dense.model:
+        inputs, jacobians = list(x.detach()), []
+        for v in inputs if x.is_floating_point() else []:
+            found = jacobian(lambda u, m=module: alone(m, u), v)
+            jacobians.append(found.reshape(-1, v.numel()))
+        made.append(Module(module, inputs, jacobians))
         x = module(x)
-    made.reverse()
+    return made[::-1]
+
+
+@cache
+def links(at: Point) -> list[Link]:
     gradients = [at.gradient[at.dense.owner == n] for n in range(at.dense.samples)]
-    for link in made:
-        link.gradients = gradients
-        gradients = [j.T @ g for j, g in zip(link.jacobians, gradients, strict=False)]
+    made = []
+    for m in modules(at.dense):
+        made.append(Link(m.module, m.inputs, m.jacobians, gradients))
+        gradients = [j.T @ g for j, g in zip(m.jacobians, gradients, strict=False)]
     return made
 
 
@@ -81,11 +92,8 @@ def averaged(at: Point, kind: str) -> dict[str, list[Tensor]]:
         if not link.jacobians:
             break
         pulled = torch.stack([j.T @ matrix @ j for j in link.jacobians]).mean(0)
-        if kind == "ggn":
-            matrix = pulled
-        else:
-            own = torch.stack([link.second(n) for n in range(at.dense.samples)]).sum(0)
-            matrix = pulled + MODIFY[kind](own).diag()
+        second = link.second.sum(0) if kind != "ggn" else torch.zeros(len(pulled)).double()
+        matrix = pulled + MODIFY[kind](second).diag()
     return found
 
 
@@ -112,16 +120,16 @@ def positive_curvature(at: Point, kind: str) -> dict[str, Tensor]:
         if not link.jacobians:
             break
         matrices = [
-            j.T @ matrices[n] @ j + MODIFY[kind](link.second(n)).diag()
-            for n, j in enumerate(link.jacobians)
+            j.T @ matrix @ j + MODIFY[kind](own).diag()
+            for j, matrix, own in zip(link.jacobians, matrices, link.second, strict=True)
         ]
     return found
 
 
+@cache
 def own_jacobian(module: nn.Module, parameter: Tensor, x: Tensor) -> Tensor:
-    rows = [
-        torch.autograd.grad(unit, parameter, retain_graph=True, allow_unused=True)[0]
-        for unit in alone(module, x).flatten()
-    ]
-    return torch.stack([torch.zeros(parameter.numel()).to(x) if r is None else r.flatten()
-                        for r in rows])  # fmt: skip
+    rows = []
+    for unit in alone(module, x).flatten():
+        (row,) = torch.autograd.grad(unit, parameter, retain_graph=True, allow_unused=True)
+        rows.append(torch.zeros_like(parameter).flatten() if row is None else row.flatten())
+    return torch.stack(rows)

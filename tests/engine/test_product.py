@@ -360,8 +360,8 @@ FAMILIES: dict[str, Callable[[Cell], None]] = {
 }
 
 
-# What is dear comes round once where the rest does three times.
-ROTATION = [*list(FAMILIES)[:3] * 2, *FAMILIES]
+# What is dear comes round once where the rest does four times.
+ROTATION = [*list(FAMILIES)[:3] * 3, *FAMILIES]
 REFUSED = {
     "chains": set(KINDS) - CHAINS | WITHOUT_FACTORS | WITH_OTHER_VECTORS,
     "kronecker_factors": WITHOUT_FACTORS,

@@ -5,13 +5,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from curvserve.engine.layers.base import LayerRule
 from curvserve.engine.layers.embedding import Embedding
 from curvserve.engine.layers.linear import Linear
 
 __all__ = ["EmbeddingBag", "bag_weights"]
 
 
-class EmbeddingBag(Linear):
+_LINEAR = Linear()
+
+
+class EmbeddingBag(LayerRule):
     """``y = W^T a`` with the counts a: the row is ``a s^T``. Bags of equal length or by offsets."""
 
     kinds = (nn.EmbeddingBag,)
@@ -38,15 +42,11 @@ class EmbeddingBag(Linear):
 
     def rows(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
         """See the base class; ``a`` is ``[N, *, lines]``, ``s`` is ``[N, *, D]``."""
-        return super().rows(module, name, a, s).mT
+        return _LINEAR.rows(module, name, a, s).mT
 
     def square_sum(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
         """See the base class."""
-        return super().square_sum(module, name, a, s).mT
-
-    def matrices(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> None:
-        """None: a factor of all pairs of lines of the table is of no use."""
-        return
+        return _LINEAR.square_sum(module, name, a, s).mT
 
 
 def bag_weights(

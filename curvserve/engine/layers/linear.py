@@ -1,5 +1,7 @@
 """``nn.Linear`` with any number of extra axes between the samples and the features."""
 
+from typing import ClassVar
+
 from torch import Tensor, einsum, nn
 
 from curvserve.engine.layers.base import LayerRule
