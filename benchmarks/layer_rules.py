@@ -153,8 +153,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(
-        f"torch {torch.__version__}, {arguments.threads} CPU threads, batch {N}, float32, DiagGGNMC "
-        f"of the whole net, median of {arguments.rounds} interleaved rounds, milliseconds\n"
+        f"torch {torch.__version__}, {arguments.threads} CPU threads, batch {N}, float32, "
+        f"DiagGGNMC of the whole net, median of {arguments.rounds} interleaved rounds, in "
+        "milliseconds\n"
     )
     print("| layer | gradient | by its rule | by replay | replay / rule |")
     print("|---|---|---|---|---|")

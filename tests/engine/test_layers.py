@@ -358,6 +358,18 @@ def test_bags_by_offsets(name: str) -> None:
         torch.testing.assert_close(p.hmp(p).flatten(), blocks[key] @ p.flatten())
 
 
+def test_inputs_of_a_bilinear_layer_by_name() -> None:
+    torch.manual_seed(0)
+    model = Wrapped(
+        lambda m, x: m.head(m.mix(input2=m.second(x), input1=m.first(x)).tanh()),
+        first=nn.Linear(3, 2), second=nn.Linear(3, 2), mix=nn.Bilinear(2, 2, 3),
+        head=nn.Linear(3, 4),
+    ).double()  # fmt: skip
+    assert layers.find(model.mix) is not None
+    x, y = torch.randn(N, 5, 3).double(), torch.randn(N, 5, 4).double()
+    check(Case(model, x, y, nn.MSELoss()))
+
+
 def test_packed_sequences_are_refused() -> None:
     """Samples of different length lie one after the other in steps: no axis is theirs."""
     model = Wrapped(

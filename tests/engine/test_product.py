@@ -18,7 +18,7 @@ from curvserve.engine import backpack, extend
 from curvserve.engine import extensions as e
 from curvserve.engine.errors import NotAChainError, UncoveredParameterError, UnsupportedLossError
 from curvserve.engine.losses import RULES
-from curvserve.engine.quantities import Quantity
+from curvserve.engine.quantities import EXTENSIONS, Quantity
 from tests.engine.definitions import TENSORS, Dense, Point, kronecker, matrix_blocks
 from tests.engine.definitions_on_chains import averaged, positive_curvature
 from tests.engine.kinds import KINDS, LOSSES, N, net
@@ -92,6 +92,7 @@ class Cell:
             self.targets = spec.targets(f)
         self.arguments = self.targets if isinstance(self.targets, tuple) else (self.targets,)
         self.point = self._point(f)
+        self.computed: set[type[Quantity]] = set()
 
     def _point(self, f: Tensor) -> Point:
         def undivided(f: Tensor, _: Any) -> Tensor:
@@ -116,6 +117,7 @@ class Cell:
         torch.manual_seed(seed)
         with backpack(*extensions):
             self.module(self.model(self.inputs), *self.arguments).backward()
+        self.computed |= {type(q) for q in extensions}
 
     def found(self, field: str) -> dict[str, Any]:
         return {name: getattr(p, field) for name, p in trained(self.model).items()}
@@ -404,10 +406,15 @@ def test_a_covering_sample(kind: str, loss: str, family: str, reduction: str) ->
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_whole_product(kind: str, loss: str, reduction: str) -> None:
+    cell = Cell(kind, loss, reduction)
     for family in FAMILIES.values():
-        family(Cell(kind, loss, reduction))
+        family(cell)
 
 
 def test_the_registries_list_what_is_tested() -> None:
     assert set(RULES) <= {type(LOSSES[loss].make("mean")) for loss in LOSSES}
     assert set(LAYERS) <= set(KINDS)
+    cell = Cell("linear extra axes", "squared error", "mean")
+    for family in FAMILIES.values():
+        family(cell)
+    assert cell.computed == {*EXTENSIONS, Signs}

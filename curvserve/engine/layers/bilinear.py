@@ -16,8 +16,8 @@ class Bilinear(Linear):
 
     def input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The outer products ``[N, *, in1 * in2]``."""
-        x, z = (dict(zip(("input1", "input2"), args, strict=False)) | kwargs).values()
-        products: Tensor = x.unsqueeze(-1) * z.unsqueeze(-2)
+        given = dict(zip(("input1", "input2"), args, strict=False)) | kwargs
+        products: Tensor = given["input1"].unsqueeze(-1) * given["input2"].unsqueeze(-2)
         return products.flatten(-2)
 
     def rows(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
