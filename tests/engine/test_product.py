@@ -18,6 +18,7 @@ from curvserve.engine import backpack, extend
 from curvserve.engine import extensions as e
 from curvserve.engine.errors import NotAChainError, UncoveredParameterError, UnsupportedLossError
 from curvserve.engine.losses import RULES
+from curvserve.engine.products import Product
 from curvserve.engine.quantities import EXTENSIONS, Quantity
 from tests.engine.definitions import TENSORS, Dense, Point, kronecker, matrix_blocks
 from tests.engine.definitions_on_chains import averaged, positive_curvature
@@ -229,11 +230,11 @@ def check_draws(cell: Cell, columns: Tensor) -> None:
     return None
 
 
-class Signs(e.HutchinsonTrace):
-    """Leaves the random signs themselves."""
+class Signs(e.HutchinsonDiagonal):
+    """The random signs themselves: those times a product of ones."""
 
-    def _estimate(self, signs: Tensor, product: Tensor) -> Tensor:
-        return signs
+    def _product(self, at: object, model: object) -> Product:
+        return lambda vectors: tuple(torch.ones_like(v) for v in vectors)
 
 
 def named(quantity: Quantity, field: str) -> Quantity:
