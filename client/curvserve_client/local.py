@@ -106,16 +106,16 @@ class LocalDiagGGN(torch.optim.Optimizer):
             if parameter.grad is not None
         }
         state = self._remembered(group, rule)
+        if not trained:
+            return Update({}, state, {})
         quantities = {name: self._read(trained, name) for name in rule.quantities(state)}
 
         def loss_at(parameters: Tensors) -> float:
             assert closure is not None  # see _check_trials
             with _in_place_of(trained, parameters), torch.enable_grad():
-                return float(closure())
+                return _number(closure())
 
-        return rule.update(
-            trained, quantities, state, loss=math.nan if loss is None else loss, loss_at=loss_at
-        )
+        return rule.update(trained, quantities, state, loss=_number(loss), loss_at=loss_at)
 
     def _read(self, trained: Tensors, quantity: str) -> dict[str, Tensor]:
         return {name: self._quantity(parameter, quantity) for name, parameter in trained.items()}
@@ -161,6 +161,13 @@ def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options in a parameter group; schedulers may make tensors or numpy's of them."""
     found = {name: group[name] for name in OPTIONS if name in group}
     return {name: v.item() if hasattr(v, "item") else v for name, v in found.items()}
+
+
+def _number(loss: Any) -> float:
+    """Return a closure's loss as a number; none where there was no closure, or it returned none."""
+    if loss is None:
+        return math.nan
+    return float(loss.detach() if isinstance(loss, Tensor) else loss)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from curvserve.engine.graph import Graph, RecordedCall
@@ -104,8 +105,9 @@ def parts(
         return {p: _ReplayPart(replayed, name) for name, p in parameters.items()}
     s = account.layout.samples_first(cotangents[0], samples)
     a = account.layout.samples_first(call.tensors()[0], samples)
-    if a.is_floating_point():
-        a = a.to(s.dtype)  # under autocast the layer computed in the cotangent's type
+    # Under autocast both may be rougher than the parameter: squares are summed in its type.
+    dtype = torch.promote_types(s.dtype, next(iter(parameters.values())).dtype)
+    s, a = s.to(dtype), a.to(dtype) if a.is_floating_point() else a
     return {p: RulePart(account.way, call.module, name, a, s) for name, p in parameters.items()}
 
 

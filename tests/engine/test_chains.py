@@ -250,7 +250,7 @@ def test_products_after_a_step_are_refused() -> None:
     weight = case.model[0].weight
     with torch.no_grad():
         weight.add_(1)
-    with pytest.raises(ReplayError, match="parameters have changed"):
+    with pytest.raises(ReplayError, match="parameters of Sequential have changed"):
         weight.pchmp(weight)
 
 

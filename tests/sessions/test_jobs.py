@@ -5,17 +5,27 @@ import math
 import pytest
 import torch
 from curvserve_client.errors import InvalidBatch, InvalidRule, NonFinite, UnknownQuantity
-from curvserve_client.rules import SGD, DiagGGN, Rule
-from torch import nn
+from curvserve_client.rules import KFAC, RULES, SGD, Adam, DiagGGN, Rule, make_rule
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
-from curvserve.sessions import jobs
-from tests.sessions.small import DROPPED, NORMALISED, PLAIN, batch, begin, copies, same
+from curvserve.sessions import jobs, steps
+from tests.sessions.small import (
+    DROPPED,
+    NORMALISED,
+    PLAIN,
+    batch,
+    begin,
+    classifier,
+    copies,
+    same,
+)
 
 
 def test_a_step_makes_the_next_version_and_leaves_this_one() -> None:
     replica, state = begin(PLAIN)
     before = copies(state)
-    after, result = jobs.step(replica, state, batch(), state.rule)
+    after, result = steps.step(replica, state, batch(), state.rule)
     assert (after.version, after.steps, result.version) == (1, 1, 1)
     assert same(state, before)
     assert not same(after, before)
@@ -23,7 +33,7 @@ def test_a_step_makes_the_next_version_and_leaves_this_one() -> None:
 
 def test_the_step_norm_is_the_length_of_the_change() -> None:
     replica, state = begin(PLAIN)
-    after, result = jobs.step(replica, state, batch(), state.rule)
+    after, result = steps.step(replica, state, batch(), state.rule)
     changes = [
         (after.parameters[name].double() - tensor.double()).flatten()
         for name, tensor in state.parameters.items()
@@ -34,7 +44,7 @@ def test_the_step_norm_is_the_length_of_the_change() -> None:
 def test_a_step_is_the_rule_applied_to_what_curvature_answers() -> None:
     replica, state = begin(PLAIN, DiagGGN(lr=0.3, damping=0.1))
     found = jobs.curvature(replica, state, batch(), ("grad", "diag_ggn_mc"), 1)
-    after, result = jobs.step(replica, state, batch(), state.rule)
+    after, result = steps.step(replica, state, batch(), state.rule)
     made = state.rule.update(
         state.parameters, found.tensors, state.rule_state, loss=found.loss, loss_at=lambda _: 0.0
     )
@@ -43,6 +53,71 @@ def test_a_step_is_the_rule_applied_to_what_curvature_answers() -> None:
     assert after.rule_state.scalars == made.state.scalars
     assert result.update == made.metrics
     assert result.loss == found.loss
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_session_remembers_what_its_rule_does(name: str) -> None:
+    replica, state = begin(PLAIN, make_rule(name))
+    assert state.rule_state.scalars["steps"] == 0
+    for _ in range(3):
+        before = copies(state)
+        after, result = steps.step(replica, state, batch(), state.rule)
+        assert same(state, before) and not same(after, before)
+        assert all(math.isfinite(value) for value in result.update.values())
+        state = after
+    assert state.rule_state.scalars["steps"] == 3
+
+
+def test_kfac_refuses_a_parameter_without_kronecker_factors_by_name() -> None:
+    model = classifier("reparametrised", lambda: weight_norm(nn.Linear(5, 5)))
+    replica, state = begin(model, KFAC())
+    with pytest.raises(UnknownQuantity, match="original1. of ParametrizedLinear"):
+        steps.step(replica, state, batch(), state.rule)
+
+
+class Counting(nn.Module):
+    """Counts its forward passes in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return x
+
+
+def test_the_pass_of_a_trial_leaves_no_trace_in_the_buffers() -> None:
+    rule = DiagGGN(damping_interval=1)
+    replica, state = begin(classifier("counting", Counting), rule)
+    after, result = steps.step(replica, state, batch(), rule)
+    assert "reduction_ratio" in result.update
+    assert after.buffers["1.passes"].item() == 1
+
+
+def test_a_step_is_tried_with_the_networks_own_draws() -> None:
+    rule = DiagGGN(lr=1e-3, damping_interval=1)
+    replica, state = begin(DROPPED, rule)
+    _, result = steps.step(replica, state, batch(), rule)
+    assert result.update["reduction_ratio"] == pytest.approx(1.0, abs=0.1)
+    assert result.update["accepted"] == 1.0
+
+
+def test_a_refused_step_makes_a_version_that_differs_in_the_damping_alone() -> None:
+    rule = DiagGGN(lr=1e4, damping=1.0, damping_interval=1)
+    replica, state = begin(PLAIN, rule)
+    after, result = steps.step(replica, state, batch(), rule)
+    assert (result.update["accepted"], result.step_norm, after.version) == (0.0, 0.0, 1)
+    assert same(after, copies(state))
+    assert after.rule_state.scalars["damping"] > 1.0
+
+
+def test_what_a_rule_remembers_must_be_finite() -> None:
+    replica, begun = begin(PLAIN, Adam())
+    state = begun.loaded({name: p * 1e13 for name, p in begun.parameters.items()})
+    with pytest.raises(NonFinite) as caught:
+        steps.step(replica, state, batch(scale=1e10), state.rule)
+    assert caught.value.tensor == "rule.square.0.weight"
 
 
 def test_the_gradient_is_autograds() -> None:
@@ -68,7 +143,7 @@ def test_the_same_seed_and_version_draw_the_same_curvature() -> None:
 def test_what_a_network_draws_itself_is_repeatable_and_leaves_torchs_generator_alone() -> None:
     replica, state = begin(DROPPED)
     before = torch.random.get_rng_state()
-    losses = [jobs.step(replica, state, batch(), SGD())[1].loss for _ in range(2)]
+    losses = [steps.step(replica, state, batch(), SGD())[1].loss for _ in range(2)]
     assert losses[0] == losses[1]
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -86,9 +161,9 @@ def test_a_step_moves_buffers_and_reading_does_not() -> None:
     replica, state = begin(NORMALISED, SGD())
     before = copies(state)
     jobs.evaluate(replica, state, batch())
-    after, _ = jobs.step(replica, state, batch(), state.rule)
+    after, _ = steps.step(replica, state, batch(), state.rule)
     assert same(state, before)
-    again, _ = jobs.step(replica, after, batch(), state.rule)
+    again, _ = steps.step(replica, after, batch(), state.rule)
     counts = [int(each.buffers["1.num_batches_tracked"]) for each in (state, after, again)]
     assert counts == [0, 1, 2]
 
@@ -105,7 +180,7 @@ def test_evaluation_is_in_evaluation_mode() -> None:
 def test_a_quantity_that_has_no_meaning_for_the_model_is_refused() -> None:
     replica, state = begin(NORMALISED)
     with pytest.raises(UnknownQuantity):
-        jobs.step(replica, state, batch(), state.rule)
+        steps.step(replica, state, batch(), state.rule)
 
 
 @pytest.mark.parametrize("rule", [DiagGGN(), SGD()])
@@ -114,7 +189,7 @@ def test_outputs_that_overflow_are_refused(rule: Rule) -> None:
     state = begun.loaded({name: p * 1e38 for name, p in begun.parameters.items()})
     before = copies(state)
     with pytest.raises(NonFinite) as caught:
-        jobs.step(replica, state, batch(), rule)
+        steps.step(replica, state, batch(), rule)
     assert caught.value.tensor in ("outputs", "loss")
     assert same(state, before)
 
@@ -122,14 +197,14 @@ def test_outputs_that_overflow_are_refused(rule: Rule) -> None:
 def test_an_option_beyond_the_parameters_dtype_is_refused() -> None:
     replica, state = begin(PLAIN, SGD(lr=1e300))
     with pytest.raises(InvalidRule, match="lr is 1e"):
-        jobs.step(replica, state, batch(), state.rule)
+        steps.step(replica, state, batch(), state.rule)
 
 
 def test_new_parameters_that_overflow_are_refused_by_name() -> None:
     replica, state = begin(PLAIN, SGD(lr=3e38))
     before = copies(state)
     with pytest.raises(NonFinite) as caught:
-        jobs.step(replica, state, batch(scale=1000.0), state.rule)
+        steps.step(replica, state, batch(scale=1000.0), state.rule)
     assert str(caught.value.tensor).startswith("parameter.")
     assert same(state, before)
 

@@ -1,6 +1,6 @@
 """What a quantity (an extension, in BackPACK's word) has to say about itself.
 
-Adding a quantity is adding one file beside this one and naming it in ``__init__``. Most are a
+Adding a quantity is adding one file beside this one and importing it in ``__init__``. Most are a
 short function of the per-sample rows ``J_n^T s_n`` of each parameter: of the gradient's
 (:class:`GradientQuantity`) or of those of a factor of the loss Hessian (:class:`ColumnQuantity`).
 """

@@ -8,15 +8,16 @@ column at a time: of the outputs of the layer where the layer is linear in the p
 once, else of the parameter itself, which is exact for anything that can be differentiated twice.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from curvserve.engine.double_backward import Place, derivative, slopes
 from curvserve.engine.graph import RecordedCall
 from curvserve.engine.layers import LayerRule
-from curvserve.engine.linearised import check_differentiable, twice_differentiable
+from curvserve.engine.linearised import twice_differentiable
 from curvserve.engine.losses.base import LossAt
 from curvserve.engine.plan import Account
 from curvserve.engine.quantities.base import Quantity
@@ -126,14 +127,14 @@ class _Residual:
         terms are the rows of e times the rows of R e.
         """
         edges = [recorded.edges[0] for recorded in self._layers]
-        gradients = self._differentiate(edges, self.gradient)
+        gradients = slopes([self._at.output], edges, [self.gradient])
         for (recorded, parameters), edge, gradient in zip(
             self._layers.items(), edges, gradients, strict=True
         ):
             if gradient is None or not _curved(gradient, edge):
                 continue
             for unit in self._units(gradient, parameters[0][1]):
-                (curved,) = _derivative(gradient, edge, unit)
+                curved = _product(gradient, edge, unit)
                 for parameter, account, name in parameters:
                     yield parameter, self._term(recorded, account, name, unit, curved)
 
@@ -163,15 +164,14 @@ class _Residual:
 
     def diagonal(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         """The diagonal with respect to a parameter, one column for each of its elements."""
-        (slope,) = self._differentiate([parameter], gradient)
+        (slope,) = slopes([self._at.output], [parameter], [gradient])
         diagonal = torch.zeros_like(parameter, requires_grad=False)
         if slope is None or not _curved(slope, parameter):
             return diagonal
         unit, found = torch.zeros_like(diagonal).flatten(), diagonal.view(-1)
         for i in range(len(unit)):
             unit[i] = 1
-            (column,) = _derivative(slope, parameter, unit.view_as(parameter))
-            found[i] = column.flatten()[i]
+            found[i] = _product(slope, parameter, unit.view_as(parameter)).flatten()[i]
             unit[i] = 0
         return diagonal
 
@@ -185,30 +185,13 @@ class _Residual:
             ]
             yield share
 
-    def _differentiate(self, places: Sequence[Any], gradient: Tensor) -> list[Tensor | None]:
-        if not places:
-            return []
-        with torch.enable_grad():
-            # Requiring a gradient, so that what cannot be differentiated twice says so.
-            seed = gradient.detach().requires_grad_()
-            found: list[Tensor | None] = list(
-                torch.autograd.grad(
-                    [self._at.output], places, [seed], create_graph=True, allow_unused=True
-                )
-            )
-        check_differentiable(found)
-        return found
+
+def _product(slope: Tensor, place: Place, vector: Tensor) -> Tensor:
+    return derivative([slope], [place], [vector], [slope])[0]
 
 
-def _derivative(value: Tensor, place: Any, seed: Tensor) -> list[Tensor]:
-    if not value.requires_grad:
-        return [torch.zeros_like(value)]
-    (found,) = torch.autograd.grad([value], [place], [seed], retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(value) if found is None else found.detach()]
-
-
-def _curved(value: Tensor, place: Any) -> bool:
+def _curved(value: Tensor, place: Place) -> bool:
     """Whether a derivative depends on where it was taken: almost surely seen by a random vector."""
     generator = torch.Generator().manual_seed(0)
     seed = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
-    return bool((_derivative(value, place, seed)[0] != 0).any())
+    return bool((_product(value, place, seed) != 0).any())
