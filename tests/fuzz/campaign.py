@@ -1,8 +1,9 @@
 """Mutated bodies, documents and heads against a live server, each answer held against the oracle.
 
-Item number i of a kind is made from (seed, kind, i) alone, so that what went wrong can be made again.
+Item number i of a kind is made from (seed, kind, i) alone: what went wrong can be made again.
 """
 
+import select
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,8 @@ LOOK_EVERY = 1000
 """Items between two looks at the whole state."""
 GROWTH = 32 * 1024
 """KiB by which the server's resident memory may differ behind the warm-up."""
+SILENCE = 0.5
+"""Seconds after which the sender of a head takes it that the server waits for more."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,9 @@ def body_item(target: Target, rng: Random) -> tuple[str, str]:
 def _call(rng: Random, verdict: Verdict) -> tuple[str, tuple[str, ...]]:
     """Choose a call that must not change the session, and the codes it may be answered with."""
     if verdict.ours is None:
-        return rng.choice(("step", "forward_backward", "parameters", "evaluate")), (verdict.code,)
+        call = rng.choice(("step", "forward_backward", "parameters", "evaluate"))
+        # the layout is looked at before the bytes of a BOOL are
+        return call, ("malformed_body", *["invalid_batch"] * ("is BOOL" in verdict.reason))
     if verdict.code and rng.random() < 0.5 and not is_parameters(verdict.ours):
         return "parameters", ("invalid_batch",)
     if verdict.code:
@@ -129,14 +134,15 @@ def document_item(target: Target, rng: Random) -> tuple[str, str]:
 
 
 def head_item(target: Target, rng: Random) -> tuple[str, str]:
-    """Send one scrambled head on a connection of its own, then hang up."""
+    """Send one scrambled head on a connection of its own; hang up where the server waits."""
     sent = texts.head(rng)
     with raw.connect(target.server.address) as connection:
         connection.sendall(sent)
-        connection.shutdown(socket.SHUT_WR)
-        reply = raw.read_answer(connection)
+        if not select.select([connection], [], [], SILENCE)[0]:
+            connection.shutdown(socket.SHUT_WR)
+        reply = raw.read_answer(connection, to_head=sent.lstrip().startswith(b"HEAD "))
     status = reply.status_code if reply else 0
-    return (str(status) if reply else "closed"), f"{sent!r}: {status}" if status >= 500 else ""
+    return str(status) if reply else "closed", f"{sent!r}: {status}" if status >= 500 else ""
 
 
 def _moved(reply: Reply) -> str:
