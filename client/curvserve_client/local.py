@@ -106,6 +106,8 @@ class LocalDiagGGN(torch.optim.Optimizer):
             if parameter.grad is not None
         }
         state = self._remembered(group, rule)
+        if not trained:
+            return Update({}, state, {})
         quantities = {name: self._read(trained, name) for name in rule.quantities(state)}
 
         def loss_at(parameters: Tensors) -> float:

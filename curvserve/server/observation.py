@@ -7,6 +7,7 @@ from typing import Any
 from curvserve_client.errors import InternalError
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import phases
@@ -52,12 +53,18 @@ class Observation:
                 await self._app(scope, receive, send)
             except Exception:
                 if not exchange.status:
-                    error = InternalError("the server met an error that it did not expect")
-                    await problem_answer(Request(scope), error)(scope, receive, send)
+                    await _failure(Request(scope))(scope, receive, send)
                 raise
             finally:
                 self._metrics.observe(exchange)
                 _log(exchange)
+
+
+def _failure(request: Request) -> Response:
+    error = InternalError("the server met an error that it did not expect")
+    answer = problem_answer(request, error)
+    answer.headers["connection"] = "close"  # as uvicorn does after an error, without saying so
+    return answer
 
 
 def _counting(exchange: Exchange, receive: Receive) -> Receive:

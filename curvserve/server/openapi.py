@@ -40,7 +40,7 @@ CHANGE = (
 )
 """What a route that changes a session, exactly once, can answer."""
 
-WORK = ("overloaded", "draining", "deadline_exceeded")
+WORK = ("overloaded", "draining", "deadline_exceeded", "storage_failed")
 """What a route that queues work can answer."""
 
 _PROBLEM: dict[str, Any] = {

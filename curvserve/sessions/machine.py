@@ -19,7 +19,6 @@ from curvserve_client.errors import (
     NothingPending,
     Overloaded,
     StaleVersion,
-    StorageFailed,
     UnknownSession,
 )
 
@@ -162,7 +161,6 @@ class Machine:
         self._live: set[Ticket] = set()
         self._deleted = False
         self._draining = False
-        self._broken = ""
 
     @property
     def depth(self) -> int:
@@ -174,13 +172,10 @@ class Machine:
 
         Raises:
             UnknownSession: the session was deleted.
-            StorageFailed: its storage has failed.
             Draining: the server is stopping.
             Overloaded: the queue is full.
         """
         self._check_alive()
-        if self._broken:
-            raise StorageFailed(self._broken)
         if self._draining:
             raise Draining("the server is stopping and takes no new work")
         if self.depth >= self._capacity:
@@ -212,15 +207,12 @@ class Machine:
 
         Raises:
             UnknownSession: the session was deleted meanwhile.
-            StorageFailed: its storage has failed meanwhile.
             StaleVersion: the current version is none of the expected ones.
             NothingPending: an `optim_step`, and not as many batches are pending as it expects.
         """
         assert ticket.stage is Stage.QUEUED
         assert ticket.kind is Kind.READ or not self._changing()
         self._check_alive()
-        if self._broken:
-            raise StorageFailed(self._broken)
         ticket.expectation.check(self.version)
         if ticket.kind is Kind.OPTIM_STEP:
             self._check_pending(ticket.pending)
@@ -286,10 +278,6 @@ class Machine:
     def drain(self) -> None:
         """Admit nothing more; what is admitted goes on."""
         self._draining = True
-
-    def break_down(self, reason: str) -> None:
-        """Refuse every further request: whether the last change is durable is not known."""
-        self._broken = reason
 
     def _find(self, ticket: Ticket) -> Receipt | None:
         running = {t.key: t.fingerprint for t in self._live if t.key}

@@ -1,6 +1,7 @@
 """One session: its current state, the work on it, and what makes each change durable."""
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
@@ -24,6 +25,8 @@ from .machine import Expectation, Kind, Machine, Receipt, Ticket
 from .pending import Pending
 from .state import SessionState, Tensors
 from .storage import BatchRef, Change, CheckpointInfo, SessionRecord
+
+log = logging.getLogger("curvserve.sessions")
 
 BatchReader = Callable[[], Awaitable[Tensors]]
 """Reads and checks what a caller sent; called only where the request is to be carried out."""
@@ -200,9 +203,10 @@ class Session:
             options: options of the session's rule to replace for this step.
 
         Raises:
-            KeyReused: see `Machine.admit`; likewise InFlight, Overloaded, Draining, StorageFailed.
+            KeyReused: see `Machine.admit`; likewise InFlight, Overloaded, Draining.
             StaleVersion: the current version is none of the expected ones.
             InvalidRule: an option is unknown or out of range.
+            StorageFailed: the change could not be made durable, or is not known to be.
             DeadlineExceeded: the caller's time has passed; nothing was changed.
             CallerGone: the caller is not there any more.
             ProblemError: whatever `curvserve.sessions.steps.step` refuses.
@@ -432,19 +436,19 @@ class Session:
             digest="",
         )
         with phases.measure("journal"):
-            try:
-                durable = await self._durability.commit(self.name, change, outcome.state)
-            except StorageFailed as error:
-                self._machine.break_down(str(error))
-                raise
+            durable = await self._durability.commit(self.name, change, outcome.state)
         self._machine.made_durable(durable)
 
     async def _failed(self, ticket: Ticket, error: ProblemError) -> None:
         """Note a change that was begun and changed nothing."""
         self._publish("failed", code=error.code, version=self.state.version)
-        if ticket.kind is not Kind.ACCUMULATE and not isinstance(error, StorageFailed):
-            problem = {"code": error.code, "detail": error.detail}
+        if ticket.kind is Kind.ACCUMULATE:
+            return
+        problem = {"code": error.code, "detail": error.detail}
+        try:
             await self._durability.fail(self.name, ticket, problem)
+        except StorageFailed as failure:  # what the caller is to be told is the first error
+            log.error("session %s: a failed request is not in the journal: %s", self.name, failure)
 
     def _note(self, ticket: Ticket, receipt: Receipt, seconds: float) -> None:
         self._seconds = seconds if not self._seconds else 0.9 * self._seconds + 0.1 * seconds

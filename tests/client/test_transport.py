@@ -26,9 +26,13 @@ INFO = SessionInfo(
     name="digits",
     model="mnist_cnn",
     version=3,
+    durable_version=3,
+    durability="full",
     seed=0,
     rule="diag_ggn",
+    options={"lr": 0.05, "damping": 1.0},
     steps=3,
+    pending=0,
     parameters={"weight": ParameterSpec((2,), "float32")},
     created="2026-01-01T00:00:00Z",
 )

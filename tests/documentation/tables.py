@@ -5,8 +5,9 @@ python -m tests.documentation.tables writes them anew.
 
 import inspect
 import re
+from collections.abc import Callable
 
-from curvserve_client.errors import PROBLEMS
+from curvserve_client.errors import PROBLEMS, ProblemError
 
 from curvserve.engine import layers, losses
 from curvserve.engine.layers import LayerRule, recurrent
@@ -29,6 +30,7 @@ from curvserve.engine.quantities import (
 from curvserve.models import resolve
 from curvserve.server import create_app
 from curvserve.server.route_table import SCOPES
+from curvserve.sessions.machine import Expectation, Kind, Machine, Receipt, Stage, Ticket
 from tests.documentation.pages import PAGES, ROOT
 
 PAGE = ROOT / "docs" / "engine.md"
@@ -128,12 +130,61 @@ def calls() -> str:
     return table(["call", "scope", "problems"], rows)
 
 
+def staged(stage: Stage) -> tuple[Machine, Ticket]:
+    """A session's machine with one step in a stage."""
+    machine, ticket = Machine(), Ticket(Kind.STEP, "key", b"request")
+    machine.admit(ticket)
+    if stage is not Stage.QUEUED:
+        machine.start(ticket)
+    if stage in (Stage.COMMITTING, Stage.ENDED):
+        machine.computed(ticket)
+    if stage is Stage.ENDED:
+        machine.commit(ticket, Receipt(1, {}))
+    return machine, ticket
+
+
+EVENTS: dict[str, Callable[[Machine, Ticket], object]] = {
+    "its turn comes (`start`)": lambda m, t: m.start(t),
+    "its turn comes, and the version is another": lambda m, t: (
+        setattr(t, "expectation", Expectation(frozenset([99]))), m.start(t)
+    ),
+    "its result is there (`computed`)": lambda m, t: m.computed(t),
+    "it is durable (`commit`)": lambda m, t: m.commit(t, Receipt(1, {})),
+    "it fails (`fail`)": lambda m, t: m.fail(t),
+    "its deadline passes (`abandon`)": lambda m, t: m.abandon(t),
+    "its deadline passes, then its result is there": lambda m, t: (m.abandon(t), m.computed(t)),
+    "the session is deleted, then its result is there": lambda m, t: (m.delete(), m.computed(t)),
+    "the same request comes again": lambda m, t: m.admit(Ticket(t.kind, t.key, t.fingerprint)),
+    "another request comes with its key": lambda m, t: m.admit(Ticket(t.kind, t.key, b"other")),
+}  # fmt: skip
+
+
+def outcome(stage: Stage, event: Callable[[Machine, Ticket], object]) -> str:
+    """What an event does to a request in a stage: the next stage, or what is answered."""
+    machine, ticket = staged(stage)
+    try:
+        found = event(machine, ticket)
+    except AssertionError:
+        return "–"  # cannot happen
+    except ProblemError as error:
+        return f"`{error.code}`"
+    return "its answer" if isinstance(found, Receipt) else str(ticket.stage)
+
+
+def machine() -> str:
+    rows = [
+        [event, *(outcome(stage, happens) for stage in Stage)] for event, happens in EVENTS.items()
+    ]
+    return table(["what happens", *map(str, Stage)], rows)
+
+
 TABLES = {
     "extensions": extensions,
     "layers": kinds,
     "losses": loss_table,
     "errors": errors,
     "calls": calls,
+    "machine": machine,
 }
 
 

@@ -158,3 +158,18 @@ def test_the_example_trains_from_real_mnist_files(tmp_path: Path) -> None:
         text=True,
     )
     assert printed.splitlines()[0].startswith("Iteration   0/100   Minibatch Loss ")
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    named = {
+        (page, file, name)
+        for page in PAGES
+        for file, name in re.findall(r"`(?:(tests/[\w/]+\.py)::)?(test_\w+)`", page.read_text())
+    }
+    assert named
+    everywhere = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for page, file, name in named:
+        text = (ROOT / file).read_text() if file else everywhere
+        assert f"def {name}(" in text, f"{page.name} names {file}::{name}"
+    files = {f for page in PAGES for f in re.findall(r"`(tests/[\w/.]+)`", page.read_text())}
+    assert [file for file in files if not (ROOT / file).exists()] == []

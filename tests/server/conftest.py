@@ -1,4 +1,4 @@
-"""A session of its own for every test of the HTTP face."""
+"""A session of its own for every test of the HTTP face, and an eye on what is documented."""
 
 from collections.abc import Iterator
 
@@ -6,12 +6,14 @@ import httpx
 import pytest
 
 from tests.server.api import SessionApi
+from tests.server.documented import check_documented
 
 
 @pytest.fixture(scope="session")
 def http(server_url: str) -> Iterator[httpx.Client]:
     """A connection to the server that the whole run shares."""
-    with httpx.Client(base_url=server_url, timeout=60) as client:
+    hooks = {"response": [check_documented]}
+    with httpx.Client(base_url=server_url, timeout=60, event_hooks=hooks) as client:
         yield client
 
 

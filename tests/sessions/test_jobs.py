@@ -8,14 +8,14 @@ from curvserve_client.errors import InvalidBatch, InvalidRule, NonFinite, Unknow
 from curvserve_client.rules import SGD, DiagGGN, Rule
 from torch import nn
 
-from curvserve.sessions import jobs
+from curvserve.sessions import jobs, steps
 from tests.sessions.small import DROPPED, NORMALISED, PLAIN, batch, begin, copies, same
 
 
 def test_a_step_makes_the_next_version_and_leaves_this_one() -> None:
     replica, state = begin(PLAIN)
     before = copies(state)
-    after, result = jobs.step(replica, state, batch(), state.rule)
+    after, result = steps.step(replica, state, batch(), state.rule)
     assert (after.version, after.steps, result.version) == (1, 1, 1)
     assert same(state, before)
     assert not same(after, before)
@@ -23,7 +23,7 @@ def test_a_step_makes_the_next_version_and_leaves_this_one() -> None:
 
 def test_the_step_norm_is_the_length_of_the_change() -> None:
     replica, state = begin(PLAIN)
-    after, result = jobs.step(replica, state, batch(), state.rule)
+    after, result = steps.step(replica, state, batch(), state.rule)
     changes = [
         (after.parameters[name].double() - tensor.double()).flatten()
         for name, tensor in state.parameters.items()
@@ -34,7 +34,7 @@ def test_the_step_norm_is_the_length_of_the_change() -> None:
 def test_a_step_is_the_rule_applied_to_what_curvature_answers() -> None:
     replica, state = begin(PLAIN, DiagGGN(lr=0.3, damping=0.1))
     found = jobs.curvature(replica, state, batch(), ("grad", "diag_ggn_mc"), 1)
-    after, result = jobs.step(replica, state, batch(), state.rule)
+    after, result = steps.step(replica, state, batch(), state.rule)
     made = state.rule.update(
         state.parameters, found.tensors, state.rule_state, loss=found.loss, loss_at=lambda _: 0.0
     )
@@ -68,7 +68,7 @@ def test_the_same_seed_and_version_draw_the_same_curvature() -> None:
 def test_what_a_network_draws_itself_is_repeatable_and_leaves_torchs_generator_alone() -> None:
     replica, state = begin(DROPPED)
     before = torch.random.get_rng_state()
-    losses = [jobs.step(replica, state, batch(), SGD())[1].loss for _ in range(2)]
+    losses = [steps.step(replica, state, batch(), SGD())[1].loss for _ in range(2)]
     assert losses[0] == losses[1]
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -86,9 +86,9 @@ def test_a_step_moves_buffers_and_reading_does_not() -> None:
     replica, state = begin(NORMALISED, SGD())
     before = copies(state)
     jobs.evaluate(replica, state, batch())
-    after, _ = jobs.step(replica, state, batch(), state.rule)
+    after, _ = steps.step(replica, state, batch(), state.rule)
     assert same(state, before)
-    again, _ = jobs.step(replica, after, batch(), state.rule)
+    again, _ = steps.step(replica, after, batch(), state.rule)
     counts = [int(each.buffers["1.num_batches_tracked"]) for each in (state, after, again)]
     assert counts == [0, 1, 2]
 
@@ -105,7 +105,7 @@ def test_evaluation_is_in_evaluation_mode() -> None:
 def test_a_quantity_that_has_no_meaning_for_the_model_is_refused() -> None:
     replica, state = begin(NORMALISED)
     with pytest.raises(UnknownQuantity):
-        jobs.step(replica, state, batch(), state.rule)
+        steps.step(replica, state, batch(), state.rule)
 
 
 @pytest.mark.parametrize("rule", [DiagGGN(), SGD()])
@@ -114,7 +114,7 @@ def test_outputs_that_overflow_are_refused(rule: Rule) -> None:
     state = begun.loaded({name: p * 1e38 for name, p in begun.parameters.items()})
     before = copies(state)
     with pytest.raises(NonFinite) as caught:
-        jobs.step(replica, state, batch(), rule)
+        steps.step(replica, state, batch(), rule)
     assert caught.value.tensor in ("outputs", "loss")
     assert same(state, before)
 
@@ -122,14 +122,14 @@ def test_outputs_that_overflow_are_refused(rule: Rule) -> None:
 def test_an_option_beyond_the_parameters_dtype_is_refused() -> None:
     replica, state = begin(PLAIN, SGD(lr=1e300))
     with pytest.raises(InvalidRule, match="lr is 1e"):
-        jobs.step(replica, state, batch(), state.rule)
+        steps.step(replica, state, batch(), state.rule)
 
 
 def test_new_parameters_that_overflow_are_refused_by_name() -> None:
     replica, state = begin(PLAIN, SGD(lr=3e38))
     before = copies(state)
     with pytest.raises(NonFinite) as caught:
-        jobs.step(replica, state, batch(scale=1000.0), state.rule)
+        steps.step(replica, state, batch(scale=1000.0), state.rule)
     assert str(caught.value.tensor).startswith("parameter.")
     assert same(state, before)
 

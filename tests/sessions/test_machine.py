@@ -10,7 +10,6 @@ from curvserve_client.errors import (
     Overloaded,
     ProblemError,
     StaleVersion,
-    StorageFailed,
     UnknownSession,
 )
 from hypothesis import given
@@ -160,16 +159,6 @@ def test_a_deleted_session_refuses_everything_and_applies_nothing() -> None:
         machine.admit(Ticket(Kind.READ))
     with pytest.raises(UnknownSession):
         machine.delete()
-
-
-def test_a_session_whose_storage_failed_refuses_everything_and_says_why() -> None:
-    machine, waiting = Machine(), Ticket(Kind.STEP, "a", b"a")
-    machine.admit(waiting)
-    machine.break_down("no space left")
-    with pytest.raises(StorageFailed, match="no space left"):
-        machine.start(waiting)
-    with pytest.raises(StorageFailed, match="no space left"):
-        machine.admit(Ticket(Kind.READ))
 
 
 def test_batches_accumulate_until_a_step_takes_them() -> None:

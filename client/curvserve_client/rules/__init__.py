@@ -10,18 +10,25 @@ import dataclasses
 from collections.abc import Mapping
 
 from ..errors import InvalidRule
-from .base import LossAt, Rule, RuleState, Tensors, Update
+from .adam import Adam
+from .base import LossAt, Quantities, Rule, RuleState, Tensors, Update
 from .diag_ggn import DiagGGN
+from .kfac import KFAC
 from .options import typed
 from .sgd import SGD
+from .sophia import Sophia
 
 __all__ = [
+    "KFAC",
     "RULES",
     "SGD",
+    "Adam",
     "DiagGGN",
     "LossAt",
+    "Quantities",
     "Rule",
     "RuleState",
+    "Sophia",
     "Tensors",
     "Update",
     "make_rule",
@@ -29,7 +36,7 @@ __all__ = [
     "rule_options",
 ]
 
-RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (DiagGGN, SGD)}
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (DiagGGN, SGD, Adam, Sophia, KFAC)}
 """Every rule by its name on the wire."""
 
 

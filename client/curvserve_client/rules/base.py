@@ -3,12 +3,15 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
 """Parameter name -> tensor."""
+
+Quantities = Mapping[str, Mapping[str, Any]]
+"""Quantity -> parameter name -> tensor, or list of Kronecker factors."""
 
 LossAt = Callable[[Tensors], float]
 """The loss of the step's batch at other parameters: one forward pass."""
@@ -84,7 +87,7 @@ class Rule(Protocol):
     def update(
         self,
         parameters: Tensors,
-        quantities: Mapping[str, Tensors],
+        quantities: Quantities,
         state: RuleState,
         *,
         loss: Tensor | float,

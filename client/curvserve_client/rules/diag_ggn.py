@@ -1,6 +1,5 @@
 """Gradient descent preconditioned with the diagonal of the generalised Gauss-Newton matrix."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidRule
-from .averages import averaged
-from .base import LossAt, RuleState, Tensors, Update
+from .averages import averaged, is_due, remembered
+from .base import LossAt, Quantities, RuleState, Tensors, Update
 from .clip import clipped
 from .kl_clip import kl_scale
 from .levenberg_marquardt import Quadratic, Verdict, tried
@@ -93,14 +92,13 @@ class DiagGGN(Checked):
 
     def quantities(self, state: RuleState) -> tuple[str, ...]:
         """See `Rule`; the curvature is read when it is due, and whenever none is remembered."""
-        steps = state.scalars["steps"]
-        due = steps < self.curvature_warmup or steps % self.curvature_interval == 0
-        return ("grad", _CURVATURE) if due or _SLOT not in state.tensors else ("grad",)
+        due = is_due(state, _SLOT, self.curvature_interval, self.curvature_warmup)
+        return ("grad", _CURVATURE) if due else ("grad",)
 
     def update(
         self,
         parameters: Tensors,
-        quantities: Mapping[str, Tensors],
+        quantities: Quantities,
         state: RuleState,
         *,
         loss: Tensor | float,
@@ -123,22 +121,14 @@ class DiagGGN(Checked):
     def _damping(self, state: RuleState) -> float:
         return state.scalars.get("damping", self.damping) if self.damping_interval else self.damping
 
-    def _curvatures(
-        self, quantities: Mapping[str, Tensors], state: RuleState
-    ) -> tuple[Tensors, RuleState]:
+    def _curvatures(self, quantities: Quantities, state: RuleState) -> tuple[Tensors, RuleState]:
         """Return h of every parameter that has a gradient, and the state that remembers it."""
         due = _CURVATURE in self.quantities(state)
         if due and self.beta2 == 0 and self.curvature_interval == 1:
             return quantities[_CURVATURE], state
         if due:
             state = averaged(state, _SLOT, quantities[_CURVATURE], self.beta2)
-        known = state.tensors[_SLOT]
-        if absent := [name for name in quantities["grad"] if name not in known]:
-            raise InvalidRule(
-                f"no curvature of {absent[0]} is known at this step",
-                expected="the same parameters in every step, or a curvature_interval of 1",
-            )
-        return {name: known[name] for name in quantities["grad"]}, state
+        return remembered(state, _SLOT, quantities["grad"]), state
 
     def _moved(
         self, parameters: Tensors, model: Quadratic, state: RuleState

@@ -13,7 +13,7 @@ def kl_scale(directions: Tensors, gradients: Tensors, lr: float, kl_clip: float)
     With d = F^-1 g, lr^2 sum d * g is the squared length of the step in the metric F: twice the
     Kullback-Leibler divergence between the predictions before and after, to second order. Ba,
     Grosse, Martens, "Distributed second-order optimization using Kronecker-factored
-    approximations", ICLR 2017, section 5.
+    approximations", ICLR 2017.
 
     Args:
         directions: d, parameter name -> tensor.

@@ -9,7 +9,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from ..errors import ProtocolError
-from .fields import number, numbers, parse_json, whole
+from .fields import number, numbers, parse_json, whole, whole_or_none
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class StepResult:
         step_norm: the Euclidean norm of the change over all parameters.
         samples: the number of samples in the batch.
         update: what the rule tells of the step (the damping, the share clipped, ...) -> value.
+        durable_version: the session's newest durable version when the answer was given; None where
+            nothing is kept. Not part of what is kept of the step, so not of `to_dict`.
     """
 
     loss: float
@@ -62,6 +64,7 @@ class StepResult:
     step_norm: float
     samples: int
     update: Mapping[str, float]
+    durable_version: int | None = None
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
@@ -73,11 +76,16 @@ class StepResult:
             step_norm=number(document, "step_norm"),
             samples=whole(document, "samples"),
             update=numbers(document, "update"),
+            durable_version=whole_or_none(document, "durable_version")
+            if "durable_version" in document
+            else None,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON values."""
-        return dataclasses.asdict(self)
+        members = dataclasses.asdict(self)
+        del members["durable_version"]
+        return members
 
 
 @dataclass(frozen=True)

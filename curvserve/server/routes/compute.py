@@ -71,8 +71,7 @@ async def curvature(
     "/step",
     summary="One step of the rule",
     openapi_extra=BATCH,
-    responses=done(StepResult)
-    | problems(*COMPUTE, *CHANGE, "invalid_rule", "unknown_quantity", "storage_failed"),
+    responses=done(StepResult) | problems(*COMPUTE, *CHANGE, "invalid_rule", "unknown_quantity"),
 )
 async def step(request: Request, session: InSession, context: InContext) -> Response:
     """Compute and apply one step, exactly once; needs Idempotency-Key and If-Match.

@@ -40,8 +40,7 @@ class OptimStep(BaseModel):
     "/forward_backward",
     summary="Gradient and curvature that stay on the server",
     openapi_extra=BATCH,
-    responses=done(ForwardBackwardResult)
-    | problems(*COMPUTE, *CHANGE, "unknown_quantity", "storage_failed"),
+    responses=done(ForwardBackwardResult) | problems(*COMPUTE, *CHANGE, "unknown_quantity"),
 )
 async def forward_backward(
     request: Request, session: InSession, context: InContext, accumulate: bool = False
@@ -76,7 +75,6 @@ _DOCUMENT: dict[str, Any] = {"requestBody": request_body(OptimStep)}
         "invalid_rule",
         "non_finite",
         "out_of_memory",
-        "storage_failed",
     ),
 )
 async def optim_step(request: Request, session: InSession, context: InContext) -> Response:

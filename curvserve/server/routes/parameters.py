@@ -44,7 +44,6 @@ async def get_parameters(request: Request, session: InSession) -> Response:
         "invalid_batch",
         "non_finite",
         "out_of_memory",
-        "storage_failed",
     ),
 )
 async def put_parameters(request: Request, session: InSession, context: InContext) -> Response:

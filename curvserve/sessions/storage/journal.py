@@ -25,6 +25,7 @@ SCHEMA = (
 )
 
 INSERT = f"INSERT INTO changes ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+EPOCHS = "SELECT epoch, started, environment FROM epochs"
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM changes"
 
 
@@ -52,24 +53,20 @@ class Journal:
             self._prepare(synchronous)
         except BaseException as error:
             self._db.close()
-            if isinstance(error, sqlite3.Error) and _tells_damage(error, file):
+            if _tells_damage(error, file):
                 raise DatabaseDamaged(str(error)) from error
             raise
 
     def begin_epoch(self, environment: Mapping[str, str]) -> int:
-        """Return a new epoch, above all before it, and keep what computes in it."""
+        """Return a new epoch, one above the highest, and keep what computes in it."""
         text = json.dumps(dict(environment))
-        query = "SELECT MAX(epoch) FROM (SELECT epoch FROM epochs UNION SELECT epoch FROM changes)"
+        query = "INSERT INTO epochs (started, environment) VALUES (?, ?)"
         with self._transaction("the epoch could not be written"):
-            (last,) = self._db.execute(query).fetchone()
-            epoch = int(last or 0) + 1
-            self._db.execute("INSERT INTO epochs VALUES (?, ?, ?)", (epoch, now(), text))
-        return epoch
+            return int(self._db.execute(query, (now(), text)).lastrowid or 0)
 
     def epochs(self) -> dict[int, dict[str, str]]:
         """Return epoch -> what computed in it."""
-        rows = self._db.execute("SELECT epoch, environment FROM epochs")
-        return {epoch: _environment(text) for epoch, text in rows}
+        return {epoch: _environment(text) for epoch, _, text in self._db.execute(EPOCHS)}
 
     def add(self, place: str, changes: Sequence[Change], replacing: bool = False) -> None:
         """Commit changes, all or none.
@@ -102,10 +99,10 @@ class Journal:
         with self._transaction(f"a refused request of {place} could not be written"):
             self._insert(rows)
 
-    def holds_key(self, place: str, key: str) -> bool:
-        """Tell whether a committed change has a key."""
-        query = "SELECT 1 FROM changes WHERE place = ? AND key = ? AND version IS NOT NULL"
-        return self._db.execute(query, (place, key)).fetchone() is not None
+    def holds_key(self, place: str, key: str, newest: int) -> bool:
+        """Tell whether a change up to a version has a key."""
+        query = "SELECT 1 FROM changes WHERE place = ? AND key = ? AND version <= ?"
+        return self._db.execute(query, (place, key, newest)).fetchone() is not None
 
     def read(self, place: str) -> Journalled:
         """Return what is kept of a session."""
@@ -151,6 +148,8 @@ class Journal:
         with self._transaction("what was saved of a damaged journal could not be written"):
             self._db.executemany(INSERT.replace("INSERT", "INSERT OR IGNORE"), rows)
             self._db.executemany("INSERT OR IGNORE INTO epochs VALUES (?, ?, ?)", epochs)
+            # what is not known of an epoch must not let its number come again
+            self._db.execute("INSERT OR IGNORE INTO epochs SELECT epoch, time, '{}' FROM changes")
 
     def close(self) -> None:
         """Close the database."""
@@ -219,23 +218,26 @@ def connect(file: Path) -> sqlite3.Connection:
     return db
 
 
-def _environment(text: str) -> dict[str, str]:
+def _environment(text: object) -> dict[str, str]:
     try:
-        return dict(json.loads(text))
-    except ValueError:
-        return {"unreadable": text}  # told for information, no state depends on it
+        return dict(json.loads(str(text)))
+    except (ValueError, TypeError):
+        return {"unreadable": str(text)}  # told for information, no state depends on it
 
 
-def _tells_damage(error: sqlite3.Error, file: Path) -> bool:
+def _tells_damage(error: BaseException, file: Path) -> bool:
     """Tell an error about the file's content from one about the disk or the permissions."""
-    primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+    if isinstance(error, UnicodeDecodeError):  # of SQLite's own message, which quotes the file
+        return True
+    primary = getattr(error, "sqlite_errorcode", None)
     if primary == sqlite3.SQLITE_READONLY:
         return os.access(file, os.W_OK)
-    return primary not in (
+    return primary is not None and primary & 0xFF not in (
         sqlite3.SQLITE_IOERR,
         sqlite3.SQLITE_FULL,
         sqlite3.SQLITE_CANTOPEN,
         sqlite3.SQLITE_PERM,
         sqlite3.SQLITE_BUSY,
         sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
     )

@@ -17,22 +17,23 @@ class FolderLock:
             FolderInUse: another process, or another store of this one, has it.
             OSError: the folder cannot be used.
         """
-        self._descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = os.fdopen(descriptor, "r+b", buffering=0)
         try:
-            self._take(folder)
-        except BaseException:
-            os.close(self._descriptor)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = self._owner()
+            self._file.close()
+            if isinstance(error, BlockingIOError):
+                raise FolderInUse(folder, owner) from None
             raise
+        self._file.truncate()
+        self._file.write(f"{os.getpid()}\n".encode())
 
     def release(self) -> None:
         """Let another process take the folder."""
-        os.close(self._descriptor)
+        self._file.close()
 
-    def _take(self, folder: Path) -> None:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.pread(self._descriptor, 20, 0).strip()
-            raise FolderInUse(folder, int(pid) if pid.isdigit() else None) from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+    def _owner(self) -> int | None:
+        pid = self._file.read(20).strip()
+        return int(pid) if pid.isdigit() else None

@@ -17,7 +17,7 @@ class Recovery:
     Attributes:
         stored: what is told to the sessions.
         first_version: the version that it began at.
-        lost: whether the journal has changes after the newest version that can be replayed.
+        lost: whether the journal may have changes after the newest version that can be replayed.
     """
 
     stored: Stored
@@ -41,7 +41,7 @@ def recover_session(folder: SessionFolder, rows: Journalled) -> Recovery:
         problems.append(f"{rows.damaged} rows of the journal do not match their checksum")
     changes, reason = _replayable(folder, rows, state.snapshot.version)
     reached = state.snapshot.version + len(changes)
-    newest = max(folder.marked(), *versions, *rows.changes)
+    newest = max(folder.marked(), *versions, *_promised(rows))
     if newest > reached:
         problems.append(f"{_versions(reached + 1, newest)} lost: {reason}")
     problems += _forgotten(rows, state.first_version, reached)
@@ -53,7 +53,8 @@ def recover_session(folder: SessionFolder, rows: Journalled) -> Recovery:
         failed=tuple(rows.failed[-REMEMBERED:]),
         problems=tuple(problems),
     )
-    return Recovery(stored, state.first_version, lost=max(rows.changes, default=0) > reached)
+    lost = bool(rows.damaged) or max(rows.changes, default=0) > reached
+    return Recovery(stored, state.first_version, lost)
 
 
 def _newest_sound(folder: SessionFolder, versions: Iterable[int]) -> tuple[State, list[str]]:
@@ -80,6 +81,15 @@ def _replayable(folder: SessionFolder, rows: Journalled, version: int) -> tuple[
     return changes, f"the journal has no sound row of version {version + len(changes) + 1}"
 
 
+def _promised(rows: Journalled) -> list[int]:
+    # a row at level `snapshot` comes before its snapshot, and promises nothing without it
+    return [
+        version
+        for version, change in rows.changes.items()
+        if all(ref.segment for ref in change.batches)
+    ]
+
+
 def _answered(rows: Journalled, reached: int) -> list[Answered]:
     changes = [rows.changes[version] for version in sorted(rows.changes) if version <= reached]
     return [Answered(c.key, c.fingerprint, c.version, c.answer) for c in changes[-REMEMBERED:]]
@@ -91,7 +101,7 @@ def _forgotten(rows: Journalled, first: int, reached: int) -> list[str]:
     if not missing:
         return []
     which = _versions(missing[0], missing[-1], "no longer known by key")
-    return [f"{len(missing)} of {which}: a retry of one would be carried out again"]
+    return [f"{len(missing)} of {which}: a retry of one is not recognised"]
 
 
 def _versions(first: int, last: int, what: str = "") -> str:

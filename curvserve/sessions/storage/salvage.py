@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from .journal import SELECT, DatabaseDamaged, Journal, connect
+from .journal import EPOCHS, SELECT, DatabaseDamaged, Journal, connect
 from .records import Level
 from .rows import Row, is_sound
 
@@ -49,13 +49,13 @@ def _sound_rows(file: Path) -> list[Row]:
 
 
 def _epochs(file: Path) -> list[Row]:
-    return [row for row in _select(file, "SELECT * FROM epochs") if type(row[0]) is int]
+    return [row for row in _select(file, EPOCHS) if type(row[0]) is int]
 
 
 def _select(file: Path, query: str) -> Sequence[Row]:
     """Return the rows that can be read until SQLite gives up."""
     found: list[Row] = []
-    with suppress(sqlite3.Error):  # the damage that brought us here
+    with suppress(sqlite3.Error, UnicodeDecodeError):  # the damage that brought us here
         db = connect(file)
         try:
             db.execute("PRAGMA locking_mode = EXCLUSIVE")

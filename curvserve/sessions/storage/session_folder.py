@@ -122,8 +122,9 @@ class SessionFolder:
         with _reading(file), open(file, "rb") as opened:
             if not os.fstat(opened.fileno()).st_size:
                 raise Damaged(file, 0, "it is empty")
-            with mmap(opened.fileno(), 0, access=ACCESS_READ) as body, memoryview(body) as view:
-                return describe_checkpoint(view, file)
+            return describe_checkpoint(
+                memoryview(mmap(opened.fileno(), 0, access=ACCESS_READ)), file
+            )
 
     def read_checkpoint(self, name: str) -> bytearray:
         """Return a checkpoint's file, checked.
