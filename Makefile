@@ -1,11 +1,12 @@
 # Every target sets up what it needs in .venv; after the first time it starts at once.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
+KILLS  ?= 1000
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check conformance bench serve clean
+.PHONY: help setup demo test check conformance crash-test bench serve clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +32,9 @@ check: $(READY)  ## lint and types only
 
 conformance: $(READY)  ## the engine on torchvision's architectures against brute force (minutes)
 	$(BIN)/python -m pytest tests/conformance -m "" -v
+
+crash-test: $(READY)  ## kill a server 1,000 times while clients train (about 30 minutes); KILLS=100 for fewer
+	$(BIN)/python -m tests.crash --kills $(KILLS)
 
 bench: $(READY)  ## time a gradient-and-curvature pass against BackPACK, in one process
 	$(BIN)/python -m benchmarks

@@ -18,8 +18,11 @@ Answer = dict[str, Any]
 RECENT = 32
 """Changes that are asked for a second time now and then."""
 
-AGAIN = 1_000_000
+AGAIN = 100_000
 """Attempts at one request after which there is no use in going on."""
+
+MOMENT = 0.02
+"""Seconds after a broken connection within which the end of the server becomes known."""
 
 
 class Violation(AssertionError):
@@ -52,12 +55,28 @@ class Service:
         self._changed = threading.Condition()
         self._serving = False
         self._failed = False
+        self._acknowledged = 0
 
     def told(self, *, serving: bool) -> None:
         """Note that there is a server now, or none."""
         with self._changed:
             self._serving = serving
             self._changed.notify_all()
+
+    def acknowledged(self) -> None:
+        """Note that a change was acknowledged."""
+        with self._changed:
+            self._acknowledged += 1
+            self._changed.notify_all()
+
+    def wait_for_changes(self, number: int) -> None:
+        """Return when so many more changes were acknowledged, or a promise was broken."""
+        with self._changed:
+            last = self._acknowledged + number
+            enough = self._changed.wait_for(
+                lambda: self._failed or self._acknowledged >= last, PATIENCE
+            )
+        assert enough, "no change was acknowledged"
 
     def fail(self) -> None:
         """Note that a promise was broken."""
@@ -69,6 +88,11 @@ class Service:
         """Wait for a broken promise, and tell whether there is one."""
         with self._changed:
             return self._changed.wait_for(lambda: self._failed, seconds)
+
+    def await_news(self) -> None:
+        """Give the one who ends servers a moment to say that this one has ended."""
+        with self._changed:
+            self._changed.wait(MOMENT)
 
     def wait(self) -> None:
         """Return when there is a server.
@@ -137,6 +161,13 @@ class Client:
         while not stop.is_set():
             self._advance()
 
+    def finish(self) -> None:
+        """Look where the session is, and take once more what was lost since the last answer."""
+        version = self.get().json()["version"]
+        if version != self._version:
+            self._go_back(version, "that is its version now")
+        self.advance_to(len(self.answers))
+
     def advance_to(self, version: int) -> None:
         """Take changes up to a version."""
         while self._version < version:
@@ -179,6 +210,7 @@ class Client:
         if self._version > len(self.answers):
             self.answers.append(answer)
         self._compare(self._version, answer)
+        self._service.acknowledged()
 
     def _note_durable(self, durable: int | None) -> None:
         if durable is None:
@@ -234,7 +266,9 @@ class Client:
             raise Violation("lost", f"{self.workload.name}: the key of a change is forgotten")
         if not self._may_lose or version < self.durable:
             durable = f"{self.durable} was durable"
-            raise Violation("lost", f"{self.workload.name} knows {self._version}, {durable}: {told}")
+            raise Violation(
+                "lost", f"{self.workload.name} knows {self._version}, {durable}: {told}"
+            )
         self.lost += self._version - version
         self._version = version
 
@@ -246,6 +280,7 @@ class Client:
                 answer = send()
             except httpx.TransportError:
                 self.retries += 1
+                self._service.await_news()
                 continue
             if _code(answer) not in ("in_flight", "draining"):
                 return answer

@@ -25,8 +25,9 @@ class Ending:
 
     Attributes:
         place: a failpoint, or one of the others.
-        time: at a failpoint: the how-manieth arrival there is the last.
-        delay: elsewhere: seconds after which it is killed, from its announcement, or its start.
+        time: at a failpoint: the how-manieth arrival there is the last; elsewhere: how many changes
+            are acknowledged before.
+        delay: elsewhere: seconds that then pass; at the start, seconds from there.
         cold: whether this server is a new interpreter.
     """
 
@@ -39,6 +40,16 @@ class Ending:
     def failpoint(self) -> str:
         """What the server is told; empty where the end comes from outside."""
         return f"{self.place}:{self.time}" if self.place in NAMES else ""
+
+
+def is_kill(ending: Ending) -> bool:
+    """Tell whether an ending is a kill."""
+    return ending.place != SIGTERM
+
+
+def kinds_of_end() -> list[str]:
+    """Return every place where a server may end."""
+    return [*NAMES, ANY_MOMENT, AT_START, SIGTERM]
 
 
 def places(level: str) -> list[str]:
@@ -73,6 +84,7 @@ def _drawn(level: str, chosen: random.Random, kills: int) -> Iterator[Ending]:
 
 def _ending(place: str, chosen: random.Random, cold: bool = False) -> Ending:
     if place in NAMES:
-        most = 3 if "snapshot" in place else 12
-        return Ending(place, chosen.randint(1, most), cold=cold)
-    return Ending(place, delay=chosen.uniform(0.0, 0.4 if not cold else 4.0), cold=cold)
+        return Ending(place, chosen.randint(1, 3 if "snapshot" in place else 12), cold=cold)
+    if place == AT_START:
+        return Ending(place, delay=chosen.uniform(0.0, 4.0 if cold else 0.4), cold=cold)
+    return Ending(place, chosen.randint(0, 12), chosen.uniform(0.0, 0.05), cold)

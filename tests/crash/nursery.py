@@ -5,6 +5,7 @@ runs the command line as a person would, or, for a cold start, becomes a new int
 On standard output come `ready`, then what each server says there, and `ended <status>`.
 """
 
+import gc
 import json
 import os
 import select
@@ -134,6 +135,7 @@ def main() -> None:
     """Fork servers until standard input ends."""
     for name in IMPORTS:
         __import__(name)
+    gc.freeze()  # or each child would copy all of it in its first collection
     assert threading.active_count() == len(os.listdir("/proc/self/task")) == 1
     print("ready", flush=True)
     while order := _next_order():

@@ -6,7 +6,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from curvserve_client.wire import decode
 from torch import Tensor
 
 from tests.crash.client import Abandoned, Client, Service, Violation
-from tests.crash.endings import AT_START, SIGTERM, SNAPSHOT_EVERY, Ending
+from tests.crash.endings import AT_START, SIGTERM, SNAPSHOT_EVERY, Ending, is_kill
 from tests.crash.nursery import Nursery, Server
 from tests.crash.workload import Workload, workloads
 from tests.server.api import equal
@@ -33,33 +33,33 @@ class Outcome:
 
     Attributes:
         level: the durability level.
-        kills: place -> servers that were killed there.
-        cold: how many of these were new interpreters.
-        stops: servers that were stopped by SIGTERM in the middle of the work.
+        ends: place -> servers that ended there.
+        kills: how many of these were kills.
+        cold: how many kills were of new interpreters.
         acknowledged: changes that clients were told to be made.
         retries: requests that were sent again.
         given_up: acknowledged changes, not told to be durable, that were lost at `snapshot`.
-        equal: sessions whose answers and last state were those of an undisturbed run.
+        sessions: how many were trained.
+        equal: how many of them had the answers and the last state of an undisturbed run.
         violations: broken promises.
     """
 
     level: str
-    kills: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
+    kills: int = 0
     cold: int = 0
-    stops: int = 0
     acknowledged: int = 0
     retries: int = 0
     given_up: int = 0
+    sessions: int = 0
     equal: int = 0
     violations: list[Violation] = field(default_factory=list)
 
     def count(self, ending: Ending) -> None:
         """Count the end of a server."""
-        if ending.place == SIGTERM:
-            self.stops += 1
-        else:
-            self.kills[ending.place] += 1
-            self.cold += ending.cold
+        self.ends[ending.place] += 1
+        self.kills += is_kill(ending)
+        self.cold += is_kill(ending) and ending.cold
 
 
 class Place:
@@ -95,7 +95,9 @@ class Place:
         served = server.announced(ending.delay if ending.place == AT_START else PATIENCE)
         self.service.told(serving=served)
         if not ending.failpoint:
-            self.service.failed_within(ending.delay if served else 0.0)
+            if served:
+                self.service.wait_for_changes(ending.time)
+                self.service.failed_within(ending.delay)
             self.service.told(serving=False)
             server.send(signal.SIGTERM if ending.place == SIGTERM else signal.SIGKILL)
         status = server.ended()
@@ -104,8 +106,8 @@ class Place:
             raise Violation("other", f"the server ended at {ending.place} with status {status}")
 
     @contextmanager
-    def undisturbed(self, *, durable: bool) -> Iterator[None]:
-        """Serve during a block and stop cleanly; on the data folder, or keeping nothing."""
+    def undisturbed(self, *, durable: bool, end: int = signal.SIGKILL) -> Iterator[None]:
+        """Serve during a block; on the data folder, or keeping nothing."""
         server = self._start(self._durable if durable else [], Ending(""))
         assert server.announced(PATIENCE), self.errors.read_text()
         self.service.told(serving=True)
@@ -113,10 +115,10 @@ class Place:
             yield
         finally:
             self.service.told(serving=False)
-            server.send(signal.SIGTERM)
+            server.send(end)
             status = server.ended()
-        if status != 0:
-            raise Violation("other", f"SIGTERM ended an idle server with status {status}")
+        if status != (0 if end == signal.SIGTERM else -end):
+            raise Violation("other", f"an idle server ended with status {status}")
 
     def fail(self) -> None:
         """End the run: nobody will come to the place where the server is to end."""
@@ -151,11 +153,13 @@ def crash(
     place, outcome = Place(nursery, folder, level), Outcome(level)
     clients = [_client(place, work, level) for work in workloads(seed)]
     try:
-        _train(place, clients, endings, outcome)
-        _compare(place, clients, outcome)
+        final = _train(place, clients, endings, outcome)
+        _compare_after_stop(place, clients, final)
+        _compare_with_undisturbed(place, clients, final, outcome)
         _check_log(place, level)
     except Violation as violation:
         outcome.violations.append(violation)
+    outcome.sessions = len(clients)
     outcome.acknowledged = sum(len(client.answers) for client in clients)
     outcome.retries = sum(client.retries for client in clients)
     outcome.given_up = sum(client.lost for client in clients)
@@ -183,7 +187,8 @@ def _client(place: Place, work: Workload, level: str) -> Client:
 
 def _train(
     place: Place, clients: Sequence[Client], endings: Iterable[Ending], outcome: Outcome
-) -> None:
+) -> list[State]:
+    """Train until the last ending, and return the states that this came to."""
     stop = threading.Event()
 
     def work(client: Client) -> None:
@@ -198,15 +203,13 @@ def _train(
         jobs = [pool.submit(work, client) for client in clients]
         try:
             _end_servers(place, endings, outcome)
+            stop.set()
+            with place.undisturbed(durable=True, end=signal.SIGTERM):
+                _raise_first([error for job in jobs if (error := job.exception())])
+                return [_final_state(client) for client in clients]
         except BaseException:
             place.fail()
             raise
-        finally:
-            stop.set()
-            if not place.service.failed_within(0.0):
-                with place.undisturbed(durable=True):
-                    wait(jobs)
-        _raise_first([error for job in jobs if (error := job.exception())])
 
 
 def _end_servers(place: Place, endings: Iterable[Ending], outcome: Outcome) -> None:
@@ -223,15 +226,21 @@ def _raise_first(errors: Sequence[BaseException]) -> None:
         raise error
 
 
-def _compare(place: Place, clients: Sequence[Client], outcome: Outcome) -> None:
-    """Compare with the same work at a server that nothing disturbed."""
+def _final_state(client: Client) -> State:
+    client.finish()
+    _check_session(client)
+    return _state(client, "end")
+
+
+def _compare_after_stop(place: Place, clients: Sequence[Client], final: Sequence[State]) -> None:
     with place.undisturbed(durable=True):
-        final = [_state(client, "end") for client in clients]
-        for client in clients:
-            _check_session(client)
-    with place.undisturbed(durable=True):  # after a clean stop too
         for client, state in zip(clients, final, strict=True):
-            _check_same(client.workload, state, _state(client, "again"))
+            _check_same(client.workload, _state(client, "again"), state)
+
+
+def _compare_with_undisturbed(
+    place: Place, clients: Sequence[Client], final: Sequence[State], outcome: Outcome
+) -> None:
     with place.undisturbed(durable=False):
         for client, state in zip(clients, final, strict=True):
             _check_same(client.workload, state, _undisturbed(place, client))
@@ -253,12 +262,13 @@ def _undisturbed(place: Place, client: Client) -> State:
 
 
 def _check_session(client: Client) -> None:
-    session, name = client.get().json(), client.workload.name
-    if session["version"] != len(client.answers):
-        kind = "lost" if session["version"] < len(client.answers) else "doubled"
-        raise Violation(kind, f"{name} has {len(client.answers)} answers, is {session}")
-    if session["problems"]:
-        raise Violation("other", f"{name} has problems: {session['problems']}")
+    name, problems = client.workload.name, client.get().json()["problems"]
+    if problems:
+        raise Violation("other", f"{name} has problems: {problems}")
+    told = [answer for answer in client.answers if "loss" in answer]
+    for step, right in zip(client.get("history").json()["steps"], told, strict=True):
+        if {key: step[key] for key in right} != right:
+            raise Violation("different", f"the history of {name} has {step}, not {right}")
 
 
 def _check_log(place: Place, level: str) -> None:
@@ -278,5 +288,3 @@ def _check_same(work: Workload, found: State, right: State) -> None:
 def _state(client: Client, name: str) -> State:
     tensors, metadata = decode(bytearray(client.checkpoint(name)))
     return tensors, {key: text for key, text in metadata.items() if key not in _OF_THE_WRITING}
-
-
