@@ -1,10 +1,11 @@
 # Every target sets up what it needs in .venv; after the first time it starts at once.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
-KILLS  ?= 1000
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
+# How long the campaigns are.
+KILLS  ?= 1000
 BODIES ?= 100000
 SEED   ?= 0
 
