@@ -84,6 +84,20 @@ def serve(
             min=1, envvar="CURVSERVE_QUEUE", help="Requests of one session that may wait."
         ),
     ] = 32,
+    head_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            envvar="CURVSERVE_HEAD_SECONDS",
+            help="Within which a request's head has to arrive.",
+        ),
+    ] = 20.0,
+    body_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.001, envvar="CURVSERVE_BODY_SECONDS", help="Within which its body has to arrive."
+        ),
+    ] = 60.0,
     work_seconds: Annotated[
         float,
         typer.Option(
@@ -133,6 +147,8 @@ def serve(
     logs.configure(log_format, log_level)
     limits = Limits(
         queue=queue,
+        head_seconds=head_seconds,
+        body_seconds=body_seconds,
         work_seconds=work_seconds,
         shutdown_seconds=shutdown_seconds,
         notice_seconds=notice_seconds,

@@ -7,7 +7,7 @@ weights of a network trained on the bundled digits.
     python examples/laplace_posterior.py
 
 Takes about 10 seconds on two cores; held-out accuracy of the posterior predictive 0.98
-(with laplace-torch 0.3; the tests run it only as far as laplace-torch is installed).
+(laplace-torch 0.3, which warns of what it is made of).
 """
 
 import sys
@@ -60,7 +60,7 @@ posterior = Laplace(
     backend=CurvserveGGN,
 )
 posterior.fit(loader)
-posterior.optimize_prior_precision(method="marglik")
+posterior.optimize_prior_precision(pred_type="glm", method="marglik")
 
 x, y = load_digits("test")
 probabilities = posterior(normalise(x), pred_type="glm", link_approx="probit")

@@ -69,14 +69,14 @@ class LocalDiagGGN(torch.optim.Optimizer):
     @torch.no_grad()
     def _step_here(self, closure: Closure | None) -> Any:
         """Run the closure, let the rule update every group, and return the closure's loss."""
+        rules = [rule_of(group) for group in self.param_groups]
+        self._check_trials(rules, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        rules = [rule_of(group) for group in self.param_groups]
-        self._check_trials(rules, closure)
         updates = [
-            self._update(group, rule, loss, closure)
+            self._update(group, rule, _detached(loss), closure)
             for group, rule in zip(self.param_groups, rules, strict=True)
         ]
         for group, update in zip(self.param_groups, updates, strict=True):
@@ -113,7 +113,7 @@ class LocalDiagGGN(torch.optim.Optimizer):
         def loss_at(parameters: Tensors) -> float:
             assert closure is not None  # see _check_trials
             with _in_place_of(trained, parameters), torch.enable_grad():
-                return float(closure())
+                return float(_detached(closure()))
 
         return rule.update(
             trained, quantities, state, loss=math.nan if loss is None else loss, loss_at=loss_at
@@ -163,6 +163,10 @@ def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options in a parameter group; schedulers may make tensors or numpy's of them."""
     found = {name: group[name] for name in OPTIONS if name in group}
     return {name: v.item() if hasattr(v, "item") else v for name, v in found.items()}
+
+
+def _detached(loss: Any) -> Any:
+    return loss.detach() if isinstance(loss, Tensor) else loss
 
 
 @contextmanager

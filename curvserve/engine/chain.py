@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from curvserve.engine import context, layers
+from curvserve.engine.double_backward import derivative, gradients, slopes
 from curvserve.engine.errors import NotAChainError
 from curvserve.engine.layers import LayerRule
 from curvserve.engine.linearised import root
+from curvserve.engine.plain import PlainOperations
 from curvserve.engine.samples import Layout
 from curvserve.engine.second_order import Pass
 
@@ -62,19 +64,18 @@ class Link:
 
         Raises:
             NotAChainError: It is not a diagonal matrix: the module is not elementwise.
+            SecondDerivativeError: The module cannot be differentiated twice.
         """
         with torch.enable_grad(), context.disable():
             x = self.input.detach().requires_grad_()
-            seed = self.gradient.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self._run(x), x, seed, create_graph=True)
+            slope = slopes([self._run(x)], [x], [self.gradient])
 
         def product(vector: Tensor) -> Tensor:
-            (found,) = torch.autograd.grad(slope, x, vector, retain_graph=True, allow_unused=True)
-            return torch.zeros_like(x) if found is None else found
+            return derivative(slope, [x], [vector], [x])[0]
 
         generator = torch.Generator().manual_seed(0)
         probe = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
-        together, diagonal = product(probe).detach(), product(torch.ones_like(x)).detach()
+        together, diagonal = product(probe), product(torch.ones_like(x))
         if not bool(together.any()):
             return None
         limit = _TOLERANCE.get(x.dtype, 1e-2) * float(together.abs().max())
@@ -93,7 +94,8 @@ class Link:
 
     def _run(self, x: Tensor) -> Tensor:
         # On a copy: the module may work in place.
-        result: Tensor = self.module(x.clone())
+        with PlainOperations():
+            result: Tensor = self.module(x.clone())
         return result
 
     def _derivatives(self, cotangents: Tensor, at: Tensor) -> Tensor:
@@ -104,12 +106,11 @@ class Link:
 
     def _push(self, vector: Tensor, name: str | None) -> Tensor:
         with torch.enable_grad(), context.disable():
-            x = self.input.detach().requires_grad_()
-            place = x if name is None else self.module.get_parameter(name)
-            dummy = torch.zeros_like(self.output).requires_grad_()
-            (pulled,) = torch.autograd.grad(self._run(x), place, dummy, create_graph=True)
-            (found,) = torch.autograd.grad(pulled, dummy, vector)
-        return found
+            x = self.input.detach()  # indices, for an embedding
+            place = x.requires_grad_() if name is None else self.module.get_parameter(name)
+            dummy = torch.zeros_like(self.output, requires_grad=True)
+            pulled = gradients([self._run(x)], [place], [dummy])
+        return derivative(pulled, [dummy], [vector], [dummy])[0]
 
 
 def links(at: Pass, extension: str) -> list[Link]:

@@ -12,7 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Request", "State", "current", "disable", "enter", "recording", "restore"]
+__all__ = [
+    "Request",
+    "State",
+    "computing",
+    "current",
+    "disable",
+    "enter",
+    "own_passes",
+    "recording",
+    "restore",
+]
 
 _KEY = "curvserve.engine"
 
@@ -36,10 +46,17 @@ class Request:
 
 @dataclass(frozen=True)
 class State:
-    """The request of the innermost open block, and whether forward passes are recorded."""
+    """What holds in a thread now.
+
+    Attributes:
+        request: That of the innermost open block.
+        recording: Whether forward passes are recorded.
+        computing: Whether the engine itself sends something back through the graph.
+    """
 
     request: Request | None = None
     recording: bool = True
+    computing: bool = False
 
 
 def _state() -> State:
@@ -67,6 +84,11 @@ def current() -> Request | None:
     return _state().request
 
 
+def computing() -> bool:
+    """Whether the backward pass that now runs is one of the engine's own."""
+    return _state().computing
+
+
 def recording() -> bool:
     """Whether forward passes of extended modules are recorded in this thread."""
     return _state().recording
@@ -79,8 +101,21 @@ def disable() -> Iterator[None]:
     Use it around forward passes with gradients enabled that no backward pass follows, to save the
     memory of the recorded layer inputs. The engine's own replays run inside it.
     """
+    with _changed(replace(_state(), recording=False)):
+        yield
+
+
+@contextmanager
+def own_passes() -> Iterator[None]:
+    """A block whose backward passes are the engine's own: they set off nothing on their way."""
+    with _changed(replace(_state(), computing=True)):
+        yield
+
+
+@contextmanager
+def _changed(state: State) -> Iterator[None]:
     before = _state()
-    restore(replace(before, recording=False))
+    restore(state)
     try:
         yield
     finally:

@@ -1,13 +1,23 @@
 """Where the random numbers of the Monte-Carlo factors come from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.distributions import Binomial, Categorical, Distribution, Normal
 
-__all__ = ["GlobalDraws", "SeededDraws"]
+__all__ = ["GlobalDraws", "SeededDraws", "random_signs"]
+
+
+def random_signs(like: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
+    """Tensors of +1 and -1, of shapes, types and devices like those given.
+
+    Args:
+        like: The tensors.
+        generator: A generator on the CPU; torch's global one by default.
+    """
+    return [(2 * torch.randint(2, t.shape, generator=generator) - 1).to(t.detach()) for t in like]
 
 
 class GlobalDraws:

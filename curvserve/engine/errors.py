@@ -13,6 +13,7 @@ __all__ = [
     "NotRecordedError",
     "ReplayError",
     "ScaledLossWarning",
+    "SecondDerivativeError",
     "SeveralLossesError",
     "UncoveredParameterError",
     "UnsupportedLossError",
@@ -48,7 +49,11 @@ class ReplayError(EngineError):
 
 
 class NonFiniteError(EngineError):
-    """The model's output is not finite, so that nothing can be sampled from it."""
+    """A number that something is made of is NaN or infinite: a model's output, a product."""
+
+
+class SecondDerivativeError(EngineError):
+    """An operation that has to be differentiated twice has no second derivative, or a wrong one."""
 
 
 class IncompleteBackwardError(EngineError):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from curvserve.engine import losses
+from curvserve.engine import context, losses
 from curvserve.engine.draws import GlobalDraws, SeededDraws
 from curvserve.engine.errors import NotRecordedError, UnsupportedLossError
 from curvserve.engine.first_order import FirstOrder
@@ -95,7 +95,7 @@ def evaluate(
     rule = losses.find(loss)
     if rule is None:
         raise UnsupportedLossError(losses.refusal(loss))
-    with nullcontext() if is_attached(model) else attached(model):
+    with context.own_passes(), nullcontext() if is_attached(model) else attached(model):
         parts = list(_parts(model, loss, rule, inputs, targets, asked, seed, chunk))
     return _merge(parts, asked)
 

@@ -1,53 +1,7 @@
+# ruff: noqa: F403
 """The extensions under BackPACK's names: what ``with backpack(...)`` takes."""
 
-from curvserve.engine.quantities import (
-    EKFAC,
-    GGNMP,
-    HBP,
-    HMP,
-    KFAC,
-    KFLR,
-    KFRA,
-    PCHMP,
-    BatchDiagGGNExact,
-    BatchDiagGGNMC,
-    BatchDiagHessian,
-    BatchGrad,
-    BatchL2Grad,
-    DiagEmpiricalFisher,
-    DiagGGNExact,
-    DiagGGNMC,
-    DiagHessian,
-    HutchinsonDiagonal,
-    HutchinsonTrace,
-    SqrtGGNExact,
-    SqrtGGNMC,
-    SumGradSquared,
-    Variance,
-)
+from curvserve.engine.quantities import *
+from curvserve.engine.quantities import EXTENSIONS
 
-__all__ = [
-    "HBP",
-    "KFRA",
-    "PCHMP",
-    "KFAC",
-    "KFLR",
-    "EKFAC",
-    "DiagHessian",
-    "BatchDiagHessian",
-    "GGNMP",
-    "HMP",
-    "HutchinsonDiagonal",
-    "HutchinsonTrace",
-    "BatchDiagGGNExact",
-    "BatchDiagGGNMC",
-    "BatchGrad",
-    "BatchL2Grad",
-    "DiagEmpiricalFisher",
-    "DiagGGNExact",
-    "DiagGGNMC",
-    "SqrtGGNExact",
-    "SqrtGGNMC",
-    "SumGradSquared",
-    "Variance",
-]
+__all__ = [kind.__name__ for kind in EXTENSIONS]

@@ -38,6 +38,7 @@ class FirstOrder:
         quantities: Iterable[GradientQuantity],
         done: Callable[[Tensor, dict[str, Any]], None],
         failed: Callable[[], None] = lambda: None,
+        number: int | None = None,
     ) -> None:
         """Prepares; no hook is set yet.
 
@@ -45,8 +46,10 @@ class FirstOrder:
             quantities: What to compute of the cotangents.
             done: Called for each parameter with its states by savefield.
             failed: Called when a quantity raises, before the error goes on.
+            number: Autograd's number of the pass to catch from, if it runs already.
         """
         self._quantities, self._done, self._failed = list(quantities), done, failed
+        self._number = number
         self._samples: int | None = None
         self._accounts: dict[RecordedCall, list[Account]] = {}
         self._calls: dict[Call, RecordedCall] = {}
@@ -130,6 +133,8 @@ class FirstOrder:
 
     def _reached(self, place: int, cotangents: Sequence[Tensor | None]) -> None:
         """Takes in the cotangents that have arrived at one of the nodes with a hook."""
+        if self._number not in (None, torch._C._current_graph_task_id()):
+            return  # a pass within this one: what another loss sends back through the same graph
         for recorded, index, number in self._places[place]:
             if self._missing[recorded].pop(index, None) is None:
                 continue

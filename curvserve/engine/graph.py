@@ -1,6 +1,6 @@
 """Reads the recorded calls and the uses of parameters off an autograd graph."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from weakref import ref
 
@@ -116,9 +116,11 @@ def read(root: Node) -> Graph:
 _LEAF = "torch::autograd::AccumulateGrad"
 
 
-def nodes(root: Node) -> Iterator[Node]:
-    """All inner nodes, each once, depth first."""
-    stack, seen = [root], {root}
+def nodes(*roots: Node, until: Iterable[Node | None] = ()) -> Iterator[Node]:
+    """All inner nodes, each once, depth first; none of ``until`` or found behind these alone."""
+    seen = set(until)
+    stack = [root for root in dict.fromkeys(roots) if root not in seen]
+    seen.update(stack)
     while stack:
         node = stack.pop()
         yield node

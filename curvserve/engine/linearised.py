@@ -1,34 +1,32 @@
-"""Products with the Jacobian and the second derivatives of a forward pass.
-
-Everything is reverse mode: a product with the Jacobian is the derivative of a product with its
-transpose (the double-backward trick), because forward mode lacks rules for part of torch.
-"""
+"""A recorded forward pass to second order: its Jacobian, and the second derivatives that it has."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from curvserve.engine.errors import EngineError, ReplayError
-from curvserve.engine.graph import RecordedCall, nodes, read
+from curvserve.engine.double_backward import derivative, gradients, slopes
+from curvserve.engine.errors import EngineError, ReplayError, SecondDerivativeError
+from curvserve.engine.graph import RecordedCall, read
+from curvserve.engine.kernels import plain_kernels
 from curvserve.engine.losses import LossAt
 from curvserve.engine.plan import plan
+from curvserve.engine.products import Product
 from curvserve.engine.recording import Call
 from curvserve.engine.second_order import Pass
 
 __all__ = [
     "Linearised",
-    "check_differentiable",
-    "loss_hessian_product",
-    "root",
+    "ggn_product",
+    "hessian_product",
+    "loss_ggn_product",
     "rerun",
+    "root",
     "twice_differentiable",
 ]
 
@@ -55,79 +53,49 @@ class Linearised:
         self._output, self._like = output, like
         self._pull: tuple[Tensor, list[Tensor | None]] | None = None
 
-    def pull(self, cotangent: Tensor) -> list[Tensor]:
+    def pull(self, cotangent: Tensor) -> tuple[Tensor, ...]:
         """``J^T u``: one tensor for each parameter."""
-        return self._filled(self._gradients(cotangent, create_graph=False))
+        return derivative([self._output], self.parameters, [cotangent], self.parameters)
 
     def push(self, vectors: Sequence[Tensor]) -> Tensor:
         """``J v``, of the output's shape."""
         if self._pull is None:
-            with torch.enable_grad():
-                dummy = torch.zeros_like(self._like).requires_grad_()
-                self._pull = dummy, self._gradients(dummy, create_graph=True)
-            check_differentiable(self._pull[1])
+            dummy = torch.zeros_like(self._like, requires_grad=True)
+            self._pull = dummy, gradients([self._output], self.parameters, [dummy])
         dummy, pulled = self._pull
-        return _derivative(pulled, [dummy], vectors)[0]
+        return derivative(pulled, [dummy], vectors, [dummy])[0]
 
-    def curve(self, cotangent: Tensor, vectors: Sequence[Tensor]) -> list[Tensor]:
-        """``(d^2 <u, f> / dp^2) v``: what curvature f itself has along the cotangent u."""
-        with torch.enable_grad():
-            # Requiring a gradient, so that what cannot be differentiated twice says so.
-            seed = cotangent.detach().requires_grad_()
-            gradients = self._gradients(seed, create_graph=True)
-        check_differentiable(gradients)
-        return _derivative(gradients, self.parameters, vectors)
-
-    def _gradients(self, cotangent: Tensor, create_graph: bool) -> list[Tensor | None]:
-        return list(
-            torch.autograd.grad(
-                [self._output],
-                self.parameters,
-                [cotangent],
-                retain_graph=True,
-                create_graph=create_graph,
-                allow_unused=True,
-            )
-        )
-
-    def _filled(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
-        return [
-            torch.zeros_like(p) if g is None else g.detach()
-            for p, g in zip(self.parameters, gradients, strict=True)
-        ]
+    def curvature(self, cotangent: Tensor) -> Product:
+        """``v -> (d^2 <u, f> / dp^2) v``: what curvature f itself has along the cotangent u."""
+        found = slopes([self._output], self.parameters, [cotangent])
+        return lambda v: derivative(found, self.parameters, v, self.parameters)
 
 
-def _derivative(
-    values: Sequence[Tensor | None], inputs: Sequence[Tensor], vectors: Sequence[Tensor]
-) -> list[Tensor]:
-    """The derivative of ``sum <values, vectors>``, zero where nothing depends on an input."""
-    pairs = [
-        (value, vector)
-        for value, vector in zip(values, vectors, strict=True)
-        if value is not None and value.requires_grad
-    ]
-    if not pairs:
-        return [torch.zeros_like(i) for i in inputs]
-    found = torch.autograd.grad(
-        [value for value, _ in pairs],
-        list(inputs),
-        [vector for _, vector in pairs],
-        retain_graph=True,
-        allow_unused=True,
-    )
-    return [
-        torch.zeros_like(i) if f is None else f.detach() for i, f in zip(inputs, found, strict=True)
-    ]
+def ggn_product(model: Linearised, loss: Callable[[Tensor], Tensor]) -> Product:
+    """``v -> J^T H J v`` with the product ``u -> H u`` of the loss at the output."""
+    return lambda v: model.pull(loss(model.push(v)))
 
 
-def loss_hessian_product(loss: LossAt, columns: Tensor, vector: Tensor) -> Tensor:
-    """``S S^T v`` for the factor S of the loss Hessian, ``[V, *outputs.shape]``."""
-    places = torch.arange(vector.numel(), device=vector.device).reshape(vector.shape)
+def hessian_product(model: Linearised, loss: LossAt) -> Product:
+    """``v -> (d^2 loss / dp^2) v``: the Gauss-Newton product and the model's own curvature."""
+    outer, inner = ggn_product(model, loss.hessian_product), model.curvature(loss.gradient())
+    return lambda v: tuple(a + b for a, b in zip(outer(v), inner(v), strict=True))
+
+
+def loss_ggn_product(loss: LossAt) -> Callable[[Tensor], Tensor]:
+    """``u -> S S^T u`` for the factor S of the loss Hessian."""
+    like = loss.outputs
+    places = torch.arange(like.numel(), device=like.device).reshape(like.shape)
     order = loss.layout.samples_first(places, loss.samples).reshape(loss.samples, -1)
-    factor, flat = columns.flatten(1)[:, order], vector.flatten()[order]
-    product = torch.empty_like(vector.flatten())
-    product[order] = torch.einsum("vnd,vn->nd", factor, torch.einsum("vnd,nd->vn", factor, flat))
-    return product.reshape(vector.shape)
+    factor = loss.exact_columns().flatten(1)[:, order]
+
+    def product(vector: Tensor) -> Tensor:
+        flat = vector.flatten()[order]
+        found = torch.empty_like(like).flatten()
+        found[order] = torch.einsum("vnd,vn->nd", factor, torch.einsum("vnd,nd->vn", factor, flat))
+        return found.reshape(like.shape)
+
+    return product
 
 
 def root(at: Pass) -> tuple[RecordedCall, int]:
@@ -153,10 +121,9 @@ def root(at: Pass) -> tuple[RecordedCall, int]:
 
 
 def rerun(call: Call, index: int, expected: Tensor) -> Tensor:
-    """Runs a call again in a way that can be differentiated twice; returns one of its results.
+    """Runs a call again with plain kernels; returns one of its results.
 
-    Attention and weight norm are computed by plain operations, recurrent nets without cuDNN;
-    buffers are left as they are.
+    Buffers are left as they are.
 
     Raises:
         ReplayError: The result is another than the recorded one.
@@ -167,8 +134,7 @@ def rerun(call: Call, index: int, expected: Tensor) -> Tensor:
             "pass, so that it cannot be run again"
         )
     buffers = {name: b.clone() for name, b in call.module.named_buffers()}
-    plain = sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(False), _PlainWeightNorm()
-    with torch.enable_grad(), plain[0], plain[1], plain[2]:
+    with torch.enable_grad(), plain_kernels():
         results = tree_leaves(functional_call(call.module, buffers, call.args, call.kwargs))
     result: Tensor = [t for t in results if isinstance(t, Tensor)][index]
     limit = _TOLERANCE.get(expected.dtype, 1e-2) * float(expected.abs().max())
@@ -181,68 +147,19 @@ def rerun(call: Call, index: int, expected: Tensor) -> Tensor:
     return result
 
 
-def check_differentiable(gradients: Sequence[Tensor | None]) -> None:
-    """Raises where a gradient is only apparently a function of what it was taken of.
-
-    ``once_differentiable`` cuts the graph and leaves a node that raises, but only if it is run,
-    which it is not when derivatives are taken with respect to something behind the cut.
-
-    Raises:
-        RuntimeError: There is such a node.
-    """
-    for gradient in gradients:
-        if gradient is not None and gradient.grad_fn is not None:
-            for node in nodes(gradient.grad_fn):
-                if node.name() in _CUTS:
-                    raise RuntimeError("a custom function is marked with @once_differentiable")
-
-
-_CUTS = ("DelayedError", "torch::autograd::Error", "Error")
-
-
-class _PlainWeightNorm(TorchFunctionMode):
-    """Computes weight norm by operations whose second derivatives are right."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch._weight_norm:
-            v, g, *axis = args
-            return g * v / torch.norm_except_dim(v, 2, *axis)
-        return func(*args, **(kwargs or {}))
-
-
-# Its second derivative takes the norms for constants, and so is wrong.
-_WRONG_TWICE = "WeightNormInterfaceBackward0"
-
-
 def twice_differentiable(at: Pass, compute: Callable[[Pass], T]) -> T:
-    """Computes what needs double backward; once more on a new graph where this one cannot.
-
-    Fused attention kernels and cuDNN's recurrent nets have no second derivative and fused weight
-    norm has a wrong one; plain operations have the right one.
+    """Computes what needs second derivatives; with plain kernels where fused ones have none.
 
     Raises:
-        EngineError: An operation cannot be differentiated twice in any way.
+        SecondDerivativeError: An operation cannot be differentiated twice in any way.
     """
-    if _WRONG_TWICE not in at.graph.operations:
-        try:
-            return compute(at)
-        except EngineError:
-            raise
-        except RuntimeError:
-            pass
-    recorded, index = root(at)
-    again = rerun(recorded.call, index, at.loss.outputs)
+    try:
+        return compute(at)
+    except SecondDerivativeError:
+        recorded, index = root(at)
+        again = rerun(recorded.call, index, at.loss.outputs)
     assert again.grad_fn is not None
     edge = GradientEdge(again.grad_fn, again.output_nr)
     graph = read(again.grad_fn)
     found = plan(graph, edge, again.detach())
-    try:
-        return compute(replace(at, graph=graph, plan=found, output=edge))
-    except EngineError:
-        raise
-    except RuntimeError as error:
-        raise EngineError(
-            f"an operation of the model cannot be differentiated twice: {error}"
-        ) from error
+    return compute(replace(at, graph=graph, plan=found, output=edge))

@@ -1,102 +1,103 @@
-"""Matrix-free products with Jacobians, Hessians and Gauss-Newton matrices, as plain functions.
+"""Products of vectors with the Jacobian, the Hessian and the generalized Gauss-Newton matrix.
 
-Under BackPACK's names and in its argument order. All are reverse mode; the graph is kept, so that
-products can be repeated. (Pearlmutter, Fast exact multiplication by the Hessian, 1994;
-Schraudolph, Fast curvature matrix-vector products, 2002.)
+Plain functions of an autograd graph: no hooks, nothing extended, and no matrix is ever formed. The
+names, and those of their arguments, are BackPACK's.
 """
 
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from curvserve.engine.double_backward import check_twice, derivative, gradients, slopes
+from curvserve.engine.kernels import plain_kernels
+
 __all__ = [
     "L_op",
+    "Product",
     "R_op",
+    "Tensors",
+    "ggn_operator",
     "ggn_vector_product",
     "ggn_vector_product_from_plist",
+    "hessian_operator",
     "hessian_vector_product",
     "jacobian_vector_product",
+    "plain_kernels",
     "transposed_jacobian_vector_product",
 ]
 
-Tensors: TypeAlias = Tensor | Sequence[Tensor]
+Tensors = Tensor | Sequence[Tensor]
+"""A tensor, or a list or tuple of them."""
+
+Product = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+"""``v -> A v`` of a symmetric matrix A, of and to lists of tensors shaped like the parameters."""
 
 
 def R_op(
     ys: Tensors, xs: Tensors, vs: Tensors, retain_graph: bool = True, detach: bool = True
 ) -> tuple[Tensor, ...]:
-    """``J v``: products with the Jacobian of ys with respect to xs.
+    """The product with the Jacobian, ``(dy/dx) v``, by reverse over reverse mode.
+
+    Pearlmutter's R-operator (Neural Computation 1994): ``J v = d(J^T u)/du^T v`` for any u.
 
     Args:
-        ys: What was computed, one tensor or several.
-        xs: What it was computed of.
-        vs: A vector for each of xs, of its shape.
-        retain_graph: Keep the graph of ys.
-        detach: Detach the results.
+        ys: The outputs.
+        xs: The inputs, which the outputs need not all depend on.
+        vs: One vector for each input, of its shape.
+        retain_graph: Whether the graph of ``ys`` is to be used again.
+        detach: Whether the result is cut from the graph.
 
     Returns:
-        A tensor for each of ys, of its shape; zeros where it does not depend on xs.
+        One tensor for each output, of its shape; zero where it depends on no input.
 
     Raises:
-        ValueError: A vector has another shape than its x, or their numbers differ.
-        RuntimeError: An operation cannot be differentiated twice, as fused attention cannot: run
-            the forward pass under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
+        ValueError: A tensor has no graph or does not require a gradient, or the vectors do not
+            fit.
+        SecondDerivativeError: An operation in between can be differentiated once only.
     """
-    outputs, inputs, vectors = _tuple(ys), _tuple(xs), _like(xs, vs)
-    with torch.enable_grad():
-        dummies = [torch.zeros_like(y).requires_grad_() for y in outputs]
-        pulled = _gradients(outputs, inputs, dummies, True, create_graph=True)
-        pairs = [(p, v) for p, v in zip(pulled, vectors, strict=True) if p is not None]
-        pairs = [(p, v) for p, v in pairs if p.requires_grad]
-        if not pairs:
-            return tuple(torch.zeros_like(y) for y in outputs)
-        found = torch.autograd.grad(
-            [p for p, _ in pairs],
-            dummies,
-            [v for _, v in pairs],
-            create_graph=not detach,
-            retain_graph=retain_graph,
-            allow_unused=True,
-        )
-    return _filled(found, outputs, detach)
+    outputs, inputs = _differentiable("ys", ys), _differentiable("xs", xs)
+    vectors = _fitting("vs", vs, inputs)
+    dummies = [torch.zeros_like(y, requires_grad=True) for y in outputs]
+    pulled = gradients(outputs, inputs, dummies, retain_graph)
+    return derivative(pulled, dummies, vectors, dummies, detach=detach)
 
 
 def L_op(
     ys: Tensors, xs: Tensors, ws: Tensors, retain_graph: bool = True, detach: bool = True
 ) -> tuple[Tensor, ...]:
-    """``J^T w``: products with the transposed Jacobian of ys with respect to xs.
+    """The product with the transposed Jacobian, ``(dy/dx)^T w``.
 
     Args:
-        ys: What was computed, one tensor or several.
-        xs: What it was computed of.
-        ws: A vector for each of ys, of its shape.
-        retain_graph: Keep the graph of ys.
-        detach: Detach the results.
+        ys: The outputs.
+        xs: The inputs, which the outputs need not all depend on.
+        ws: One vector for each output, of its shape.
+        retain_graph: Whether the graph of ``ys`` is to be used again.
+        detach: Whether the result is cut from the graph.
 
     Returns:
-        A tensor for each of xs, of its shape; zeros where ys does not depend on it.
+        One tensor for each input, of its shape; zero where no output depends on it.
 
     Raises:
-        ValueError: A vector has another shape than its y, or their numbers differ.
+        ValueError: A tensor has no graph or does not require a gradient, or the vectors do not
+            fit.
     """
-    inputs = _tuple(xs)
-    found = _gradients(_tuple(ys), inputs, _like(ys, ws), retain_graph, create_graph=not detach)
-    return _filled(found, inputs, detach)
+    outputs, inputs = _differentiable("ys", ys), _differentiable("xs", xs)
+    vectors = _fitting("ws", ws, outputs)
+    return derivative(outputs, inputs, vectors, inputs, detach=detach, retain_graph=retain_graph)
 
 
 def jacobian_vector_product(
     f: Tensors, x: Tensors, v: Tensors, retain_graph: bool = True, detach: bool = True
 ) -> tuple[Tensor, ...]:
-    """Another name of :func:`R_op`."""
+    """:func:`R_op` by its other name."""
     return R_op(f, x, v, retain_graph, detach)
 
 
 def transposed_jacobian_vector_product(
     f: Tensors, x: Tensors, v: Tensors, retain_graph: bool = True, detach: bool = True
 ) -> tuple[Tensor, ...]:
-    """Another name of :func:`L_op`."""
+    """:func:`L_op` by its other name."""
     return L_op(f, x, v, retain_graph, detach)
 
 
@@ -107,119 +108,158 @@ def hessian_vector_product(
     grad_params: Tensors | None = None,
     detach: bool = True,
 ) -> tuple[Tensor, ...]:
-    """``H v`` with the Hessian of a scalar with respect to all of the parameters together.
+    """The product with the Hessian, ``(d^2 f / dp^2) v`` (Pearlmutter 1994).
+
+    The graph of f is kept. For many products with one Hessian see :func:`hessian_operator`.
 
     Args:
-        f: The scalar, a loss.
-        params: The parameters.
-        v: A vector for each of them, of its shape.
-        grad_params: The gradient of f, if it is there already (made with ``create_graph=True``).
-        detach: Detach the results.
+        f: A tensor with one element, a loss, scaled as the Hessian is to be.
+        params: What to differentiate by: leaves or inner tensors of the graph.
+        v: One vector for each of them, of its shape.
+        grad_params: The gradients of f, computed with ``create_graph=True``, if they are there
+            already; f itself is then not looked at.
+        detach: Whether the result is cut from the graph.
 
     Returns:
-        A tensor for each parameter, of its shape.
+        One tensor for each of the parameters, of its shape; zero where f has no curvature.
 
     Raises:
-        ValueError: A vector has another shape than its parameter, or their numbers differ.
-        RuntimeError: An operation cannot be differentiated twice; see :func:`R_op`.
+        ValueError: f or the gradients have no graph, a parameter does not require a gradient, or
+            the vectors do not fit.
+        SecondDerivativeError: An operation has no second derivative, or a wrong one.
     """
-    inputs, vectors = _tuple(params), _like(params, v)
-    with torch.enable_grad():
-        slopes: Sequence[Tensor | None]
-        if grad_params is None:
-            slopes = torch.autograd.grad(f, inputs, create_graph=True, allow_unused=True)
-        else:
-            slopes = _tuple(grad_params)
-        pairs = [(s, u) for s, u in zip(slopes, vectors, strict=True) if s is not None]
-        pairs = [(s, u) for s, u in pairs if s.requires_grad]
-        if not pairs:
-            return tuple(torch.zeros_like(p) for p in inputs)
-        found = torch.autograd.grad(
-            [s for s, _ in pairs],
-            inputs,
-            [u for _, u in pairs],
-            create_graph=not detach,
-            retain_graph=True,
-            allow_unused=True,
-        )
-    return _filled(found, inputs, detach)
+    inputs = _differentiable("params", params)
+    vectors = _fitting("v", v, inputs)
+    found = _slopes(f, inputs) if grad_params is None else _given(grad_params, inputs)
+    return derivative(found, inputs, vectors, inputs, detach=detach)
+
+
+def hessian_operator(f: Tensor, params: Tensors) -> Product:
+    """The Hessian as a function ``v -> (d^2 f / dp^2) v`` that can be applied any number of times.
+
+    It computes the gradient once, and holds its graph and that of f as long as it lives: f must
+    not be differentiated elsewhere without ``retain_graph=True``, nor a parameter changed in
+    place.
+
+    Args:
+        f: A tensor with one element, a loss, scaled as the Hessian is to be.
+        params: What to differentiate by.
+
+    Returns:
+        The product, of and to one tensor for each of the parameters; it raises ``ValueError``
+        where the vectors do not fit.
+
+    Raises:
+        ValueError: f has no graph or a parameter does not require a gradient.
+        SecondDerivativeError: An operation has no second derivative, or a wrong one.
+    """
+    inputs = _differentiable("params", params)
+    found = _slopes(f, inputs)
+    return lambda v: derivative(found, inputs, _fitting("v", v, inputs), inputs)
 
 
 def ggn_vector_product(
-    loss: Tensor, output: Tensor, model: nn.Module, v: Tensors
+    loss: Tensor, output: Tensors, model: nn.Module, v: Tensors
 ) -> tuple[Tensor, ...]:
-    """``J^T H J v`` over the parameters of a model that require gradients.
-
-    Args:
-        loss: The loss, computed of ``output``.
-        output: The model's output.
-        model: The model.
-        v: A vector for each of its parameters that require gradients.
-
-    Returns:
-        A tensor for each of them.
-    """
+    """:func:`ggn_vector_product_from_plist` for all trainable parameters of a model."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return ggn_vector_product_from_plist(loss, output, trained, v)
 
 
 def ggn_vector_product_from_plist(
-    loss: Tensor, output: Tensor, plist: Sequence[Tensor], v: Tensors
+    loss: Tensor, output: Tensors, plist: Tensors, v: Tensors
 ) -> tuple[Tensor, ...]:
-    """``J^T H J v`` over the parameters given: the Gauss-Newton matrix of the loss.
+    """The product with the generalized Gauss-Newton matrix, ``J^T H J v`` (Schraudolph 2002).
 
     J is the Jacobian of the output with respect to the parameters, H the Hessian of the loss with
-    respect to the output.
+    respect to the output. The graph is kept. For many products see :func:`ggn_operator`.
 
     Args:
-        loss: The loss, computed of ``output``.
-        output: The model's output.
+        loss: A tensor with one element that was computed from ``output``, scaled as the matrix is
+            to be.
+        output: The model's output, before the loss.
         plist: The parameters.
-        v: A vector for each of them.
+        v: One vector for each of them, of its shape.
 
     Returns:
-        A tensor for each of them.
+        One tensor for each of them, of its shape; zero where the loss has no curvature.
+
+    Raises:
+        ValueError: The loss was not computed from this output, the output has no graph, a
+            parameter does not require a gradient, or the vectors do not fit.
+        SecondDerivativeError: An operation of the model can be differentiated once only, or one of
+            the loss has no second derivative, or a wrong one.
     """
-    pushed = R_op(output, plist, v)
-    return L_op(output, plist, hessian_vector_product(loss, output, pushed))
+    return tuple(ggn_operator(loss, output, plist)([v] if isinstance(v, Tensor) else v))
 
 
-def _gradients(
-    ys: Sequence[Tensor],
-    xs: Sequence[Tensor],
-    seeds: Sequence[Tensor],
-    retain_graph: bool,
-    create_graph: bool,
-) -> list[Tensor | None]:
-    used = [(y, s) for y, s in zip(ys, seeds, strict=True) if y.requires_grad]
-    if not used:
-        return [None for _ in xs]
-    return list(
-        torch.autograd.grad(
-            [y for y, _ in used],
-            xs,
-            [s for _, s in used],
-            retain_graph=retain_graph,
-            create_graph=create_graph,
-            allow_unused=True,
+def ggn_operator(loss: Tensor, output: Tensors, plist: Tensors) -> Product:
+    """The generalized Gauss-Newton matrix as a function ``v -> J^T H J v``.
+
+    It holds graphs as :func:`hessian_operator` does. A product takes three backward passes, two
+    through the model and one through the loss.
+
+    Args:
+        loss: A tensor with one element that was computed from ``output``.
+        output: The model's output, before the loss.
+        plist: The parameters.
+
+    Returns:
+        The product, of and to one tensor for each of the parameters; it raises ``ValueError``
+        where the vectors do not fit.
+
+    Raises:
+        ValueError: As :func:`ggn_vector_product_from_plist`.
+        SecondDerivativeError: As :func:`ggn_vector_product_from_plist`.
+    """
+    outputs, inputs = _differentiable("output", output), _differentiable("plist", plist)
+    found = _slopes(loss, outputs)
+    if all(slope is None for slope in found):
+        raise ValueError("the loss was not computed from this output: its matrix would be zero")
+    dummies = [torch.zeros_like(y, requires_grad=True) for y in outputs]
+    pulled = gradients(outputs, inputs, dummies)
+
+    def product(v: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        pushed = derivative(pulled, dummies, _fitting("v", v, inputs), dummies)
+        curved = derivative(found, outputs, pushed, outputs)
+        return derivative(outputs, inputs, curved, inputs)
+
+    return product
+
+
+def _slopes(f: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    _differentiable("the function", f)
+    if f.numel() != 1:
+        raise ValueError(f"the function must have one element, not the shape {tuple(f.shape)}")
+    return slopes([f], inputs, [torch.ones_like(f)])
+
+
+def _given(given: Tensors, inputs: Sequence[Tensor]) -> list[Tensor]:
+    found = _fitting("grad_params", given, inputs)
+    if not any(g.requires_grad for g in found):
+        raise ValueError(
+            "grad_params have no graph: compute them with create_graph=True, or leave them out"
         )
-    )
+    check_twice(found, inputs)
+    return found
 
 
-def _filled(
-    found: Sequence[Tensor | None], like: Sequence[Tensor], detach: bool
-) -> tuple[Tensor, ...]:
-    filled = (torch.zeros_like(t) if f is None else f for f, t in zip(found, like, strict=True))
-    return tuple(f.detach() if detach else f for f in filled)
+def _differentiable(name: str, tensors: Tensors) -> list[Tensor]:
+    found = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    if not found:
+        raise ValueError(f"{name}: no tensor is given, or none that requires a gradient")
+    for place, tensor in enumerate(found):
+        if not tensor.requires_grad:
+            raise ValueError(
+                f"{name}[{place}], of shape {tuple(tensor.shape)}, does not require a gradient: it "
+                "is frozen, detached or was computed under no_grad; leave it out"
+            )
+    return found
 
 
-def _tuple(tensors: Tensors) -> tuple[Tensor, ...]:
-    return (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
-
-
-def _like(expected: Tensors, vectors: Tensors) -> tuple[Tensor, ...]:
-    shapes = [tuple(t.shape) for t in _tuple(expected)]
-    found = [tuple(t.shape) for t in _tuple(vectors)]
-    if shapes != found:
-        raise ValueError(f"vectors of the shapes {shapes} are needed, got {found}")
-    return _tuple(vectors)
+def _fitting(name: str, vectors: Tensors, like: Sequence[Tensor]) -> list[Tensor]:
+    found = [vectors] if isinstance(vectors, Tensor) else list(vectors)
+    shapes, expected = [tuple(v.shape) for v in found], [tuple(t.shape) for t in like]
+    if shapes != expected:
+        raise ValueError(f"{name}: expected tensors of shapes {expected}, got {shapes}")
+    return found

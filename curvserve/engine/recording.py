@@ -41,6 +41,7 @@ class Call:
         outputs: The tensors among the call's results, detached; empty where the module's own
             rule never needs them.
         versions: The version counters of the tensors in ``args``, ``kwargs`` and ``outputs``.
+        differentiated: Whether a backward pass with ``create_graph=True`` came by its results.
     """
 
     module: nn.Module
@@ -51,6 +52,7 @@ class Call:
     order: int = field(default_factory=lambda: next(_order))
     outputs: tuple[Tensor, ...] = ()
     versions: tuple[int, ...] = ()
+    differentiated: bool = False
 
     def tensors(self) -> list[Tensor]:
         """All tensors in the arguments, in a fixed order."""

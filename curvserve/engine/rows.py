@@ -81,4 +81,4 @@ class Rows:
             a, s = matrices
             if a.shape[1] ** 2 < a.shape[2] * s.shape[2]:
                 return ((a @ a.mT) * (s @ s.mT)).sum((1, 2))
-        return self.dense().flatten(1).square().sum(1)
+        return self.dense().reshape(self.samples, -1).square().sum(1)

@@ -45,8 +45,11 @@ def media_type(request: Request) -> str:
     """Return a body's media type without its parameters.
 
     Raises:
-        UnsupportedMediaType: neither JSON nor safetensors.
+        UnsupportedMediaType: neither JSON nor safetensors, or compressed.
     """
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() != "identity":
+        raise UnsupportedMediaType(f"the Content-Encoding is {coding!r}", expected="none")
     given = request.headers.get("content-type", "")
     kind = given.partition(";")[0].strip().lower()
     if kind not in (JSON, MEDIA_TYPE):

@@ -42,20 +42,22 @@ class Context:
     hung: bool = False
 
 
-def current_context(request: Request) -> Context:
+# FastAPI would run a plain function in a thread of its own pool, for every request
+async def current_context(request: Request) -> Context:
     """Return the application's context."""
     context = request.app.state.context
     assert isinstance(context, Context)
     return context
 
 
-def current_session(name: str, request: Request) -> Session:
+async def current_session(name: str, request: Request) -> Session:
     """Return the session that the path names, and note it for the answer's ETag.
 
     Raises:
         UnknownSession: there is none of this name.
     """
-    session = current_context(request).sessions.find(name)
+    context = await current_context(request)
+    session = context.sessions.find(name)
     request.state.session = session
     return session
 

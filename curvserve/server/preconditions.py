@@ -9,6 +9,7 @@ from ..sessions import Expectation
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _TAG = re.compile(r'(W/)?"([^"]*)"')
+_NUMBER = re.compile("[0-9]{1,19}").fullmatch  # Python itself refuses to read very long ones
 
 
 def idempotency_key(request: Request) -> str:
@@ -56,7 +57,7 @@ def optional_version(request: Request) -> Expectation:
         return Expectation()
     tags = _tags(header)
     # If-Match compares strongly: a weak tag matches nothing
-    return Expectation(frozenset(int(tag) for weak, tag in tags if not weak and tag.isdecimal()))
+    return Expectation(frozenset(int(tag) for weak, tag in tags if not weak and _NUMBER(tag)))
 
 
 def has_version(request: Request, version: int) -> bool:

@@ -84,10 +84,13 @@ def parse_json(data: bytes | bytearray) -> dict[str, Any]:
     """Return a JSON object.
 
     Raises:
-        MalformedBody: not JSON, not an object, or it holds NaN or Infinity, which JSON has not.
+        MalformedBody: not JSON, not an object, it holds NaN or Infinity, which JSON has not, or an
+            object whose names are not Unicode, or not unique.
     """
     try:
-        document = json.loads(data, parse_constant=_refuse_constant)
+        document = json.loads(
+            data, parse_constant=_refuse_constant, object_pairs_hook=_unique_members
+        )
     except (ValueError, RecursionError) as error:
         raise MalformedBody(f"the body is not JSON: {error}") from error
     if not isinstance(document, dict):
@@ -101,6 +104,19 @@ def _sample_bytes(spec: SampleSpec) -> int:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("an object has two members of one name")
+    if not all(map(_is_unicode, members)):
+        raise ValueError("a name is not Unicode")
+    return members
+
+
+def _is_unicode(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _from_json(data: bytearray, check: LayoutCheck, dtypes: Mapping[str, torch.dtype]) -> Tensors:

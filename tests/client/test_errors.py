@@ -44,6 +44,9 @@ STATUSES = {
     "method_not_allowed": 405,
     "invalid_request": 422,
     "session_exists": 409,
+    "unknown_checkpoint": 404,
+    "checkpoint_exists": 409,
+    "storage_failed": 503,
     "unsupported_media_type": 415,
     "internal": 500,
 }

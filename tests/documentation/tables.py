@@ -3,12 +3,15 @@
 python -m tests.documentation.tables writes them anew.
 """
 
+import importlib
 import inspect
 import re
 from collections.abc import Callable
 
 from curvserve_client.errors import PROBLEMS, ProblemError
+from torch import nn
 
+import curvserve.engine.extensions  # noqa: F401 # a name of the package from then on
 from curvserve.engine import layers, losses
 from curvserve.engine.layers import LayerRule, recurrent
 from curvserve.engine.quantities import (
@@ -63,6 +66,8 @@ def extensions() -> str:
 
 def way(rule: LayerRule | None, kind: type[Quantity]) -> str:
     """How a quantity is had for a parameter of a layer."""
+    if kind in CHAINS and rule is not None and nn.Bilinear in rule.kinds:
+        return "–"  # it takes two inputs
     linear = rule is not None and type(rule).matrices is not LayerRule.matrices
     if kind in (KFRA, HBP):
         return "chain" if linear else "–"
@@ -178,6 +183,37 @@ def machine() -> str:
     return table(["what happens", *map(str, Stage)], rows)
 
 
+# Where the public names of BackPACK's modules are here.
+IMPORTS = {
+    "backpack": "curvserve.engine",
+    "backpack.extensions": "curvserve.engine.extensions",
+    "backpack.extensions.curvature": "curvserve.engine.hbp_options",
+    "backpack.extensions.secondorder.hbp.hbp_options": "curvserve.engine.hbp_options",
+    "backpack.hessianfree.ggnvp": "curvserve.engine.products",
+    "backpack.hessianfree.hvp": "curvserve.engine.products",
+    "backpack.hessianfree.lop": "curvserve.engine.products",
+    "backpack.hessianfree.rop": "curvserve.engine.products",
+    "backpack.utils.kroneckers": "curvserve.engine.kronecker",
+}
+
+
+def shared_names(theirs: str, ours: str) -> list[str]:
+    """The names that can be imported from both modules, in the order of the peer's."""
+    module = importlib.import_module(theirs)
+    own = [n for n, v in vars(module).items() if getattr(v, "__module__", "") == theirs]
+    names = getattr(module, "__all__", [*own, "extensions"] if theirs == "backpack" else own)
+    here = importlib.import_module(ours)
+    return [name for name in names if hasattr(here, name)]
+
+
+def import_table() -> str:
+    rows = [
+        [f"`{theirs}`", f"`{ours}`", ", ".join(f"`{n}`" for n in shared_names(theirs, ours))]
+        for theirs, ours in IMPORTS.items()
+    ]
+    return table(["from", "becomes from", "import"], rows)
+
+
 TABLES = {
     "extensions": extensions,
     "layers": kinds,
@@ -185,6 +221,7 @@ TABLES = {
     "errors": errors,
     "calls": calls,
     "machine": machine,
+    "imports": import_table,
 }
 
 

@@ -1,48 +1,18 @@
-"""A layer kind and a quantity of one's own, each a few lines in one place."""
+"""A layer kind and a quantity of one's own, each one small file."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from curvserve.engine import layers
+from curvserve.engine import evaluate, layers
 from curvserve.engine.extensions import BatchGrad, DiagGGNExact, DiagHessian
-from curvserve.engine.layers import LayerRule
-from curvserve.engine.quantities import GradientQuantity
-from curvserve.engine.rows import Rows
 from tests.engine import reference
+from tests.engine.additions.largest_grad import LargestGrad
+from tests.engine.additions.scale import Scale, ScaleRule
 from tests.engine.test_quantities import collected, largest_error, run
-from tests.engine.zoo import Case, classes
-
-
-class Scale(nn.Module):
-    """y = w * a."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight * x
-
-
-class ScaleRule(LayerRule):
-    kinds = (Scale,)
-    parameters = ("weight",)
-
-    def rows(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
-        return (a * s).reshape(len(s), -1, s.shape[-1]).sum(1)
-
-
-class LargestGrad(GradientQuantity):
-    """The largest absolute entry of each sample's gradient, [N]."""
-
-    savefield = "largest_grad"
-    per_sample = 0
-
-    def reduce(self, rows: Rows) -> Tensor:
-        return rows.dense().flatten(1).abs().amax(1)
+from tests.engine.zoo import ZOO, Case, classes, make
 
 
 @pytest.fixture
@@ -70,9 +40,13 @@ def test_a_layer_kind_is_one_rule(registered: None) -> None:
     assert largest_error(found, {k: b.diagonal() for k, b in blocks.items()}) < 1e-11
 
 
-def test_a_quantity_is_one_function_of_the_rows() -> None:
-    made = case()
+@pytest.mark.parametrize("name", ZOO)
+def test_a_quantity_is_one_function_of_the_rows(name: str) -> None:
+    made = make(name)
     run(made, LargestGrad())
-    rows = reference.batch_grad(made.model, made.loss, made.inputs, made.targets)
+    rows = reference.batch_grad(made.model, made.loss, made.inputs, made.targets, made.samples)
     expected = {k: v.flatten(1).abs().amax(1) for k, v in rows.items()}
     assert largest_error(collected(made, "largest_grad"), expected) < 1e-12
+    arguments = made.model, made.loss, made.inputs, made.targets, [LargestGrad()]
+    whole = evaluate(*arguments).quantities["largest_grad"]
+    assert largest_error(whole, expected) < 1e-12

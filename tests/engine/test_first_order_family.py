@@ -14,6 +14,8 @@ from curvserve.engine.extensions import (
     DiagEmpiricalFisher,
     DiagGGNExact,
     DiagGGNMC,
+    DiagHessian,
+    HutchinsonDiagonal,
     SqrtGGNExact,
     SqrtGGNMC,
     SumGradSquared,
@@ -132,7 +134,7 @@ def test_parts_of_a_batch_make_the_whole(name: str) -> None:
 class TwoHeads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(nn.Linear(6, 5), nn.Tanh())
+        self.trunk = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh())
         self.first, self.second = nn.Linear(5, 3), nn.Linear(5, 2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,6 +160,19 @@ class TestSumsOfLosses:
             sum(self.losses[i](outputs[i], targets[i]) for i in which).backward()
         field = extensions[0].savefield
         return {n: getattr(p, field, torch.zeros(())) for n, p in self.model.named_parameters()}
+
+    @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+    @pytest.mark.parametrize("company", [DiagGGNExact(), DiagHessian(), HutchinsonDiagonal()])
+    def test_what_one_loss_sends_back_is_no_gradient_of_another(
+        self, company: object, order: tuple[int, ...]
+    ) -> None:
+        """The second loss's factors pass by the layers where the first one's hooks wait."""
+        rows = self.backward(order, BatchGrad(), company)
+        for name, p in self.model.named_parameters():
+            torch.testing.assert_close(rows[name].sum(0), p.grad, rtol=1e-12, atol=1e-14)
+            p.grad = None
+        alone = [self.backward((i,), BatchGrad()) for i in order]
+        assert largest_error(rows, {k: alone[0][k] + alone[1][k] for k in rows}) < 1e-12
 
     @pytest.mark.parametrize("extension", [BatchGrad(), DiagGGNExact(), BatchDiagGGNExact()])
     def test_two_heads_add_up(self, extension: object) -> None:
@@ -196,6 +211,26 @@ class TestSumsOfLosses:
     def collect(self) -> dict[str, Tensor]:
         reached = {n: p for n, p in self.model.named_parameters() if "second" not in n}
         return {n: p.diag_ggn_exact for n, p in reached.items()}
+
+
+def test_a_parameter_that_is_a_number() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.factor
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), Scaled()).double()
+    case = Case(model, torch.randn(5, 6).double(), torch.randint(4, (5,)), nn.CrossEntropyLoss())
+    run(case, BatchGrad(), BatchL2Grad(), SumGradSquared(), Variance())
+    rows = rows_of(case)["1.factor"]
+    factor = model[1].factor
+    torch.testing.assert_close(factor.grad_batch, rows, rtol=1e-12, atol=0)
+    torch.testing.assert_close(factor.batch_l2, rows.square(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(factor.sum_grad_squared, rows.square().sum(), rtol=1e-12, atol=0)
 
 
 def test_an_error_half_way_leaves_nothing_behind() -> None:

@@ -11,7 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Independent,
+    Laplace,
+    MultivariateNormal,
+    Normal,
+)
 from torch.distributions import Poisson as PoissonDistribution
 
 from curvserve.engine import backpack, evaluate, extend
@@ -338,6 +345,16 @@ class TestRefusals:
         ):
             loss(output[:, :C], numbers()().double(), output[:, C:].exp()).backward()
         assert not hasattr(model.weight, "diag_ggn_mc")
+
+    def test_a_density_with_a_kink(self) -> None:
+        """Its Hessian is zero wherever there is one, and its Fisher information is not."""
+        loss = Likelihood(lambda f: Independent(Laplace(f, 1.0), 1))
+        self.refuse(loss, numbers()().double(), "not its Fisher information")
+        model, x = nn.Linear(4, C).double(), torch.randn(N, 4).double()
+        y = numbers()().double()
+        found = evaluate(model, loss, x, y, ["diag_ggn_mc"], seed=0, mc_samples=3)
+        expected = torch.full((C,), 1.0).double()  # 1 / scale^2, whatever is drawn
+        torch.testing.assert_close(found.quantities["diag_ggn_mc"]["bias"], expected)
 
     def test_a_distribution_without_the_samples_axis(self) -> None:
         loss = Likelihood(lambda f: Independent(Normal(f, 1.0), 2))

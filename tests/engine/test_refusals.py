@@ -45,7 +45,7 @@ def test_a_number_of_draws_that_is_none(count: object) -> None:
         DiagGGNMC(count)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("samples", [[], [1, 1]])
+@pytest.mark.parametrize("samples", [[], [1, 1], [-1], [0.5], 3])
 def test_a_subsampling_that_is_none(samples: list[int]) -> None:
     with pytest.raises(ValueError, match="subsampling must be"):
         BatchGrad(subsampling=samples)
@@ -74,6 +74,16 @@ def test_a_loss_without_a_rule() -> None:
 def test_a_loss_that_was_not_extended() -> None:
     model = extend(nn.Linear(3, 2))
     with (
+        pytest.raises(UnsupportedLossError, match=r"call extend\(loss_function\)"),
+        backpack(DiagGGNMC()),
+    ):
+        nn.CrossEntropyLoss()(model(torch.randn(4, 3)), classes(4, 2)).backward()
+    assert not fields(model)
+
+
+def test_neither_model_nor_loss_extended() -> None:
+    model = nn.Linear(3, 2)
+    with (
         pytest.warns(UserWarning, match=r"call extend\(loss_function\)"),
         backpack(DiagGGNMC()),
     ):
@@ -81,7 +91,7 @@ def test_a_loss_that_was_not_extended() -> None:
 
 
 def test_the_note_on_an_error_that_follows_from_it() -> None:
-    model = extend(nn.Linear(3, 2))
+    model = nn.Linear(3, 2)
     with pytest.raises(AttributeError) as caught, backpack(DiagGGNMC()):
         nn.CrossEntropyLoss()(model(torch.randn(4, 3)), classes(4, 2)).backward()
         _ = model.weight.diag_ggn_mc
@@ -282,7 +292,55 @@ class TestEvaluate:
         assert not model[0]._forward_hooks
 
 
-def test_functional_losses_are_not_seen() -> None:
+def test_functional_losses_have_no_curvature() -> None:
     model = extend(nn.Linear(3, 2))
-    with pytest.warns(UserWarning, match="no extended loss ran"), backpack(DiagGGNMC()):
+    with pytest.raises(UnsupportedLossError, match="DiagGGNMC"), backpack(DiagGGNMC()):
         F.cross_entropy(model(torch.randn(4, 3)), classes(4, 2)).backward()
+    assert not fields(model)
+
+
+def test_results_of_an_earlier_pass_do_not_survive_a_refused_one() -> None:
+    model = extend(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)))
+    loss, x, y = extend(nn.CrossEntropyLoss()), torch.randn(6, 3), classes(6, 2)
+    for extension in (BatchGrad(), DiagGGNExact()):
+        model.eval()
+        with backpack(extension):
+            loss(model(x), y).backward()
+        assert fields(model)
+        model.train()
+        with pytest.raises(MixedSamplesError), backpack(extension):
+            loss(model(x), y).backward()
+        assert not fields(model)
+
+
+def test_a_model_without_trained_parameters_has_nothing_to_compute() -> None:
+    model, loss = extend(nn.Linear(3, 2).requires_grad_(False)), extend(nn.CrossEntropyLoss())
+    x = torch.randn(4, 3, requires_grad=True)
+    with backpack(BatchGrad(), DiagGGNExact()):
+        loss(model(x), classes(4, 2)).backward()
+    assert x.grad is not None and not fields(model)
+
+
+@pytest.mark.parametrize("loss", [
+    nn.BCEWithLogitsLoss(weight=-torch.ones(4)),
+    nn.CrossEntropyLoss(weight=torch.tensor([1.0, -1.0, 1.0, 1.0])),
+])  # fmt: skip
+@pytest.mark.parametrize("extension", [DiagGGNExact(), DiagGGNMC()])
+def test_weights_that_make_a_loss_concave(loss: nn.Module, extension: object) -> None:
+    model, loss = extend(nn.Linear(3, 4)), extend(loss)
+    y = torch.rand(2, 4) if isinstance(loss, nn.BCEWithLogitsLoss) else torch.tensor([1, 2])
+    with pytest.raises(UnsupportedLossError, match="negative weight"), backpack(extension):
+        loss(model(torch.randn(2, 3)), y).backward()
+    assert not fields(model)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (3, 4, 3)])
+@pytest.mark.parametrize("extension", [BatchGrad(), DiagGGNMC()])
+def test_a_loss_that_reads_some_samples_only(shape: tuple[int, ...], extension: object) -> None:
+    """Four lines of six can be read as two groups, but no sample of the model is one."""
+    model, loss = extend(nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))), nn.MSELoss()
+    kept = torch.zeros(shape[:-1], dtype=torch.bool)
+    kept.view(-1)[[0, 2, 3, 5]] = True
+    with pytest.raises(MixedSamplesError, match="by ignore_index"), backpack(extension):
+        extend(loss)(model(torch.randn(shape))[kept], torch.zeros(4, 2)).backward()
+    assert not fields(model)

@@ -4,12 +4,14 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
 from curvserve import __version__
+from curvserve.api_keys import KeyRing, Scope
 from curvserve.cli import app
 from tests.server.process import PATIENCE, serving
 
@@ -21,7 +23,9 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments, env={"OMP_WAIT_POLICY": "PASSIVE"})
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["serve", "--help"], ["demo", "--help"], ["keys", "new", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
         "import sys\n"
@@ -57,7 +61,8 @@ def refused(*arguments: str) -> str:
         (["--model", "resnet"], "no model is called 'resnet'"),
         (["--model", "no.such:model"], "'no.such:model' cannot be imported"),
         (["--host", "0.0.0.0"], "--insecure"),
-        (["--host", "::"], "--insecure"),
+        (["--host", "::"], "give --api-keys FILE, or say --insecure"),
+        (["--api-keys", "/no/such"], "cannot read the API keys in /no/such: No such file"),
         (["--host", "no-such-host.invalid"], "no such host: no-such-host.invalid"),
         (["--device", "cuda:99"], "no device 'cuda:99'"),
         (["--device", "abacus"], "no device 'abacus'"),
@@ -65,6 +70,19 @@ def refused(*arguments: str) -> str:
 )
 def test_a_wrong_argument_is_refused_in_one_line(arguments: list[str], reason: str) -> None:
     assert reason in refused("serve", "--port", "0", *arguments)
+
+
+def test_a_new_key_is_shown_beside_the_entry_that_lets_it_in(tmp_path: Path) -> None:
+    done = run("keys", "new", "--name", "loop", "--scope", "admin")
+    (tmp_path / "keys.toml").write_text(done.stdout)
+    key = done.stderr.split()[-1]
+    assert key.startswith("cs_") and key not in done.stdout
+    found = KeyRing.read(tmp_path / "keys.toml").find(key)
+    assert found is not None and (found.name, found.scope) == ("loop", Scope.ADMIN)
+
+
+def test_a_new_key_needs_a_name_that_a_file_can_hold() -> None:
+    assert "name: String should match" in refused("keys", "new", "--name", "a b")
 
 
 def test_a_port_that_is_taken_is_told_in_one_line() -> None:

@@ -86,6 +86,12 @@ def test_the_schema_names_every_call(http: httpx.Client) -> None:
         f"{session}/evaluate": ["post"],
         f"{session}/curvature": ["post"],
         f"{session}/step": ["post"],
+        f"{session}/forward_backward": ["post"],
+        f"{session}/optim_step": ["post"],
+        f"{session}/checkpoints": ["get", "post"],
+        f"{session}/checkpoints/{{checkpoint}}": ["get"],
+        f"{session}/history": ["get"],
+        "/v1/events": ["get"],
     }
 
 

@@ -5,11 +5,21 @@ import math
 import pytest
 import torch
 from curvserve_client.errors import InvalidBatch, InvalidRule, NonFinite, UnknownQuantity
-from curvserve_client.rules import SGD, DiagGGN, Rule
-from torch import nn
+from curvserve_client.rules import KFAC, RULES, SGD, Adam, DiagGGN, Rule, make_rule
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from curvserve.sessions import jobs, steps
-from tests.sessions.small import DROPPED, NORMALISED, PLAIN, batch, begin, copies, same
+from tests.sessions.small import (
+    DROPPED,
+    NORMALISED,
+    PLAIN,
+    batch,
+    begin,
+    classifier,
+    copies,
+    same,
+)
 
 
 def test_a_step_makes_the_next_version_and_leaves_this_one() -> None:
@@ -43,6 +53,71 @@ def test_a_step_is_the_rule_applied_to_what_curvature_answers() -> None:
     assert after.rule_state.scalars == made.state.scalars
     assert result.update == made.metrics
     assert result.loss == found.loss
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_session_remembers_what_its_rule_does(name: str) -> None:
+    replica, state = begin(PLAIN, make_rule(name))
+    assert state.rule_state.scalars["steps"] == 0
+    for _ in range(3):
+        before = copies(state)
+        after, result = steps.step(replica, state, batch(), state.rule)
+        assert same(state, before) and not same(after, before)
+        assert all(math.isfinite(value) for value in result.update.values())
+        state = after
+    assert state.rule_state.scalars["steps"] == 3
+
+
+def test_kfac_refuses_a_parameter_without_kronecker_factors_by_name() -> None:
+    model = classifier("reparametrised", lambda: weight_norm(nn.Linear(5, 5)))
+    replica, state = begin(model, KFAC())
+    with pytest.raises(UnknownQuantity, match="original1. of ParametrizedLinear"):
+        steps.step(replica, state, batch(), state.rule)
+
+
+class Counting(nn.Module):
+    """Counts its forward passes in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return x
+
+
+def test_the_pass_of_a_trial_leaves_no_trace_in_the_buffers() -> None:
+    rule = DiagGGN(damping_interval=1)
+    replica, state = begin(classifier("counting", Counting), rule)
+    after, result = steps.step(replica, state, batch(), rule)
+    assert "reduction_ratio" in result.update
+    assert after.buffers["1.passes"].item() == 1
+
+
+def test_a_step_is_tried_with_the_networks_own_draws() -> None:
+    rule = DiagGGN(lr=1e-3, damping_interval=1)
+    replica, state = begin(DROPPED, rule)
+    _, result = steps.step(replica, state, batch(), rule)
+    assert result.update["reduction_ratio"] == pytest.approx(1.0, abs=0.1)
+    assert result.update["accepted"] == 1.0
+
+
+def test_a_refused_step_makes_a_version_that_differs_in_the_damping_alone() -> None:
+    rule = DiagGGN(lr=1e4, damping=1.0, damping_interval=1)
+    replica, state = begin(PLAIN, rule)
+    after, result = steps.step(replica, state, batch(), rule)
+    assert (result.update["accepted"], result.step_norm, after.version) == (0.0, 0.0, 1)
+    assert same(after, copies(state))
+    assert after.rule_state.scalars["damping"] > 1.0
+
+
+def test_what_a_rule_remembers_must_be_finite() -> None:
+    replica, begun = begin(PLAIN, Adam())
+    state = begun.loaded({name: p * 1e13 for name, p in begun.parameters.items()})
+    with pytest.raises(NonFinite) as caught:
+        steps.step(replica, state, batch(scale=1e10), state.rule)
+    assert caught.value.tensor == "rule.square.0.weight"
 
 
 def test_the_gradient_is_autograds() -> None:

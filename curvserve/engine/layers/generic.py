@@ -5,7 +5,6 @@ taken whole (attention, recurrent nets, parametrised modules), parameters that a
 itself, and anything a user writes. Exact wherever the module treats its samples one by one.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import functional_call, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from curvserve.engine import context
 from curvserve.engine.errors import ReplayError
+from curvserve.engine.kernels import math_attention
 from curvserve.engine.recording import Call
 from curvserve.engine.samples import Layout, candidates
 
@@ -174,10 +173,6 @@ def _with_tensors(call: Call, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...
     return args, kwargs
 
 
-# Which attention kernel runs, and whether vmap warns, are settings of the whole process.
-_settings = threading.RLock()
-
-
 @contextmanager
 def _batchable() -> Iterator[None]:
     """Has attention computed by operations that vmap can batch.
@@ -185,7 +180,8 @@ def _batchable() -> Iterator[None]:
     Other operations without a batching rule are right too, only slower: no warning.
     """
     functorch: Any = torch._C._functorch  # not declared to type checkers
-    with _settings, sdpa_kernel(SDPBackend.MATH):
+    with math_attention():
+        # A setting of the whole process too: the same block guards it.
         functorch._set_vmap_fallback_warning_enabled(False)
         try:
             yield

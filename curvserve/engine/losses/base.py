@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from curvserve.engine.double_backward import derivative, slopes
 from curvserve.engine.errors import NonFiniteError, UnsupportedLossError
 from curvserve.engine.samples import Layout
 
@@ -151,6 +152,9 @@ class LossAt:
 
         Returns:
             ``[V, *outputs.shape]``; V counts the columns of one sample, over all its terms.
+
+        Raises:
+            UnsupportedLossError: A second derivative is negative or not finite.
         """
         columns = self._scaled(self.rule.exact(self.module, self.outputs, self.targets))
         masks = self._term_masks()
@@ -163,6 +167,9 @@ class LossAt:
 
         Returns:
             ``[count, *outputs.shape]``, scaled by ``1 / sqrt(count)``.
+
+        Raises:
+            UnsupportedLossError: A second derivative is negative or not finite.
         """
         columns = self.rule.sampled(self.module, self.outputs, self.targets, count, draws)
         return self._scaled(columns) * float(count**-0.5)
@@ -181,11 +188,8 @@ class LossAt:
         with torch.enable_grad():
             outputs = self.outputs.detach().requires_grad_()
             value = value_of(self.module, outputs, self.targets)
-            (gradient,) = torch.autograd.grad(value, outputs, create_graph=True)
-        if not gradient.requires_grad:
-            return torch.zeros_like(vector)
-        (product,) = torch.autograd.grad(gradient, outputs, vector, allow_unused=True)
-        return torch.zeros_like(vector) if product is None else product * self.scale
+        gradient = slopes([value], [outputs], [torch.ones_like(value)])
+        return derivative(gradient, [outputs], [vector], [outputs])[0] * self.scale
 
     def hessian(self, order: Tensor) -> Tensor:
         """The Hessian's block of every sample, ``[N, D, D]``.
@@ -207,6 +211,11 @@ class LossAt:
         return torch.as_tensor(self.scale, dtype=outputs.dtype, device=outputs.device) / norm
 
     def _scaled(self, columns: Tensor) -> Tensor:
+        if not bool(torch.isfinite(columns).all()):
+            raise UnsupportedLossError(
+                f"{type(self.module).__name__} has a second derivative that is negative or not "
+                "finite (a negative weight or target?): it has no square root"
+            )
         scaled: Tensor = columns * self.factor().sqrt()
         return scaled
 

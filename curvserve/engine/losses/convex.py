@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from curvserve.engine.double_backward import derivative, slopes
 from curvserve.engine.errors import UnsupportedLossError
 from curvserve.engine.losses.base import LossRule, value_of
 
@@ -79,17 +80,16 @@ def block_hessian(function: Callable[[Tensor], Tensor], outputs: Tensor, name: s
 
     Raises:
         UnsupportedLossError: The lines influence each other.
+        SecondDerivativeError: The sum cannot be differentiated twice.
     """
     lines = len(outputs)
     with torch.enable_grad():
         f = outputs.detach().reshape(lines, -1).requires_grad_()
-        (gradient,) = torch.autograd.grad(function(f.view_as(outputs)), f, create_graph=True)
+        value = function(f.view_as(outputs))
+    gradient = slopes([value], [f], [torch.ones_like(value)])
 
     def product(vector: Tensor) -> Tensor:
-        if not gradient.requires_grad:
-            return torch.zeros_like(vector)
-        (found,) = torch.autograd.grad(gradient, f, vector, retain_graph=True, allow_unused=True)
-        return torch.zeros_like(vector) if found is None else found
+        return derivative(gradient, [f], [vector], [f])[0]
 
     units = torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
     blocks = torch.stack([product(unit.expand_as(f)) for unit in units], -1)

@@ -90,26 +90,50 @@ class LikelihoodRule(LossRule):
             return block_hessian(lambda f: -module.distribution(f).log_prob(y).sum(), outputs, name)
 
         found = hessian(targets)
-        limit = _TOLERANCE.get(outputs.dtype, 1e-2) * float(found.abs().max())
-        if not float((found - hessian(drawn)).abs().max()) <= limit:
+        tolerance = _TOLERANCE.get(outputs.dtype, 1e-2)
+        constant = float((found - hessian(drawn)).abs().max()) <= tolerance * float(
+            found.abs().max()
+        )
+        if not constant:
             raise UnsupportedLossError(
                 f"the exact Fisher information of {name} is not known for this output: its "
                 "Hessian depends on the target; use the Monte-Carlo extensions (DiagGGNMC, ...)"
             )
-        return factor(found, outputs, name)
+        columns = factor(found, outputs, name)
+        _check_explained(_score(module, outputs, drawn), columns, tolerance, name)
+        return columns
 
     def sampled(
         self, module: Any, outputs: Tensor, targets: Any, count: int, draws: Draws
     ) -> Tensor:
         """The gradient of ``-log p(y)`` at drawn y."""
         drawn = draws.targets(module.distribution, outputs, count)
-        columns = []
-        for y in drawn:
-            with torch.enable_grad():
-                f = outputs.detach().requires_grad_()
-                value = -module.distribution(f).log_prob(y).sum()
-                columns.append(torch.autograd.grad(value, f)[0])
-        return torch.stack(columns)
+        return torch.stack([_score(module, outputs, y) for y in drawn])
+
+
+def _score(module: Any, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The gradient of ``-log p(y)`` with respect to the output."""
+    with torch.enable_grad():
+        f = outputs.detach().requires_grad_()
+        value = -module.distribution(f).log_prob(targets).sum()
+        return torch.autograd.grad(value, f)[0]
+
+
+def _check_explained(score: Tensor, columns: Tensor, tolerance: float, name: str) -> None:
+    """Refuses a Hessian that lacks a direction in which the score moves.
+
+    The Fisher information is the score's covariance, so the score lies in its range; of a density
+    with a kink (Laplace's) the Hessian is zero, or misses what the kink contributes.
+    """
+    s = score.reshape(len(score), -1)
+    basis = columns.reshape(len(columns), *s.shape).movedim(0, -1)  # [lines, D, V]
+    explained = basis @ torch.linalg.pinv(basis, rtol=tolerance) @ s.unsqueeze(-1)
+    rest = (s - explained.squeeze(-1)).norm(dim=1)
+    if bool((rest > tolerance**0.5 * s.norm(dim=1)).any()):
+        raise UnsupportedLossError(
+            f"the Hessian of {name} is not its Fisher information: the density has a kink; use "
+            "the Monte-Carlo extensions (DiagGGNMC, ...)"
+        )
 
 
 def _enumerable(distribution: Distribution) -> bool:

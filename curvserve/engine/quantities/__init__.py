@@ -1,93 +1,32 @@
-"""The quantities, and the registry of their names."""
+# ruff: noqa: F403, I001 # the imports are the registry, in the order of all tables
+"""The quantities, and the registry of their names.
 
-from curvserve.engine.quantities.base import (
-    ColumnQuantity,
-    GradientQuantity,
-    MonteCarlo,
-    Quantity,
-    Subsampled,
-)
-from curvserve.engine.quantities.diagonal import (
-    BatchDiagGGNExact,
-    BatchDiagGGNMC,
-    DiagEmpiricalFisher,
-    DiagGGNExact,
-    DiagGGNMC,
-)
-from curvserve.engine.quantities.hbp import HBP, KFRA
-from curvserve.engine.quantities.hessian import BatchDiagHessian, DiagHessian
-from curvserve.engine.quantities.hutchinson import HutchinsonDiagonal, HutchinsonTrace
-from curvserve.engine.quantities.kronecker import EKFAC, KFAC, KFLR
-from curvserve.engine.quantities.matrix_products import GGNMP, HMP
-from curvserve.engine.quantities.pchmp import PCHMP
-from curvserve.engine.quantities.per_sample import (
-    BatchGrad,
-    BatchL2Grad,
-    SumGradSquared,
-    Variance,
-)
-from curvserve.engine.quantities.sqrt_ggn import SqrtGGNExact, SqrtGGNMC
+A new one is one file beside this one, and its line among the imports below.
+"""
 
-EXTENSIONS: tuple[type[Quantity], ...] = (
-    BatchGrad,
-    BatchL2Grad,
-    SumGradSquared,
-    Variance,
-    DiagGGNExact,
-    DiagGGNMC,
-    BatchDiagGGNExact,
-    BatchDiagGGNMC,
-    SqrtGGNExact,
-    SqrtGGNMC,
-    DiagEmpiricalFisher,
-    DiagHessian,
-    BatchDiagHessian,
-    HutchinsonDiagonal,
-    HutchinsonTrace,
-    KFAC,
-    KFLR,
-    EKFAC,
-    GGNMP,
-    HMP,
-    PCHMP,
-    KFRA,
-    HBP,
+from inspect import signature
+
+from curvserve.engine.quantities.base import *
+from curvserve.engine.quantities.per_sample import *
+from curvserve.engine.quantities.diagonal import *
+from curvserve.engine.quantities.sqrt_ggn import *
+from curvserve.engine.quantities.hessian import *
+from curvserve.engine.quantities.hutchinson import *
+from curvserve.engine.quantities.kronecker import *
+from curvserve.engine.quantities.matrix_products import *
+from curvserve.engine.quantities.pchmp import *
+from curvserve.engine.quantities.hbp import *
+from curvserve.engine.quantities import base
+
+EXTENSIONS: tuple[type[base.Quantity], ...] = tuple(
+    found
+    for name, found in list(vars().items())
+    if isinstance(found, type) and issubclass(found, base.Quantity) and name not in base.__all__
 )
 
 # By name: those that can be made without options, as HBP cannot.
-QUANTITIES: dict[str, type[Quantity]] = {
-    kind().savefield: kind for kind in EXTENSIONS if kind is not HBP
+QUANTITIES: dict[str, type[base.Quantity]] = {
+    kind().savefield: kind
+    for kind in EXTENSIONS
+    if all(p.default is not p.empty for p in signature(kind).parameters.values())
 }
-
-__all__ = [
-    "HBP",
-    "KFRA",
-    "PCHMP",
-    "KFAC",
-    "KFLR",
-    "EKFAC",
-    "DiagHessian",
-    "BatchDiagHessian",
-    "GGNMP",
-    "HMP",
-    "HutchinsonDiagonal",
-    "HutchinsonTrace",
-    "EXTENSIONS",
-    "QUANTITIES",
-    "BatchDiagGGNExact",
-    "BatchDiagGGNMC",
-    "BatchGrad",
-    "BatchL2Grad",
-    "ColumnQuantity",
-    "DiagEmpiricalFisher",
-    "DiagGGNExact",
-    "DiagGGNMC",
-    "GradientQuantity",
-    "MonteCarlo",
-    "Quantity",
-    "SqrtGGNExact",
-    "SqrtGGNMC",
-    "Subsampled",
-    "SumGradSquared",
-    "Variance",
-]

@@ -17,11 +17,11 @@ from curvserve.engine.quantities.base import ColumnQuantity, Exact, MonteCarlo
 from curvserve.engine.rows import Rows
 
 __all__ = [
+    "DiagGGNExact",
+    "DiagGGNMC",
     "BatchDiagGGNExact",
     "BatchDiagGGNMC",
     "DiagEmpiricalFisher",
-    "DiagGGNExact",
-    "DiagGGNMC",
 ]
 
 

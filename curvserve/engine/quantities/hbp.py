@@ -13,54 +13,19 @@ from torch import Tensor
 
 from curvserve.engine.chain import Link, links
 from curvserve.engine.errors import UncoveredParameterError
+from curvserve.engine.hbp_options import (
+    BackpropStrategy,
+    Curvature,
+    ExpectationApproximation,
+    LossHessianStrategy,
+)
 from curvserve.engine.layers import LayerRule
 from curvserve.engine.quantities.base import Quantity
 from curvserve.engine.quantities.kronecker import KFAC, KFLR
+from curvserve.engine.samples import Layout
 from curvserve.engine.second_order import Pass
 
-__all__ = [
-    "HBP",
-    "KFRA",
-    "BackpropStrategy",
-    "Curvature",
-    "ExpectationApproximation",
-    "LossHessianStrategy",
-]
-
-
-class Curvature:
-    """Which curvature HBP carries back: what is done to the modules' second derivatives."""
-
-    HESSIAN = "hessian"
-    GGN = "ggn"
-    PCH_ABS = "pch-abs"
-    PCH_CLIP = "pch-clip"
-    CHOICES = (HESSIAN, GGN, PCH_CLIP, PCH_ABS)
-
-
-class LossHessianStrategy:
-    """How HBP represents the loss Hessian."""
-
-    EXACT = "exact"
-    SAMPLING = "sampling"
-    SUM = "sum"
-    CHOICES = (EXACT, SAMPLING, SUM)
-
-
-class BackpropStrategy:
-    """What HBP carries back: a factor for each sample, or a matrix averaged over the batch."""
-
-    SQRT = "sqrt"
-    BATCH_AVERAGE = "average"
-    CHOICES = (BATCH_AVERAGE, SQRT)
-
-
-class ExpectationApproximation:
-    """How HBP averages over the batch at a parameter: inputs' outer products, or mean inputs."""
-
-    BOTEV_MARTENS = "E[J^T E(H) J]"
-    CHEN = "E(J^T) E(H) E(J)"
-    CHOICES = (BOTEV_MARTENS, CHEN)
+__all__ = ["KFRA", "HBP"]
 
 
 class _Averaged(Quantity):
@@ -146,7 +111,8 @@ class _Averaged(Quantity):
         """The layer's inputs ``[N, T, K]``, and the matrix summed over pairs of positions."""
         units = torch.arange(matrix.shape[0], device=matrix.device).to(matrix.dtype)
         numbered = units.reshape(1, *link.output.shape[1:]).expand(link.output.shape)
-        made = rule.matrices(link.module, "weight", link.input, numbered)
+        a, s = (rule.arranged(t, Layout(), len(numbered)) for t in (link.input, numbered))
+        made = rule.matrices(link.module, "weight", a, s)
         if made is None or name not in ("weight", "bias"):
             raise UncoveredParameterError(
                 f"parameter '{name}' of {type(link.module).__name__}: {type(self).__name__} has no "

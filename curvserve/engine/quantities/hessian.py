@@ -4,20 +4,23 @@ With f the model's output and g the gradient of the loss there, the Hessian is
 ``J^T H J + sum_k g_k d^2 f_k / dp^2``: the Gauss-Newton matrix, and the *residual* of curvature
 that the model itself has. The first is had as everywhere here. The second is zero for networks
 that are piecewise linear (found by a probe with a random vector), and is otherwise computed one
-column at a time: of the outputs of the layer where the layer is linear in the parameter and used
-once, else of the parameter itself, which is exact for anything that can be differentiated twice.
+column at a time: of the outputs of the layer where the layer is linear in the parameter, used once
+and has no more outputs than parameters, else of the parameter itself, which is exact for anything
+that can be differentiated twice.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from curvserve.engine.double_backward import Place, derivative, slopes
 from curvserve.engine.graph import RecordedCall
 from curvserve.engine.layers import LayerRule
-from curvserve.engine.linearised import check_differentiable, twice_differentiable
+from curvserve.engine.linearised import twice_differentiable
 from curvserve.engine.losses.base import LossAt
+from curvserve.engine.parts import arranged
 from curvserve.engine.plan import Account
 from curvserve.engine.quantities.base import Quantity
 from curvserve.engine.second_order import Pass
@@ -50,7 +53,7 @@ class DiagHessian(Quantity):
                     part = self._reduce(squares)
                     known = states.get(parameter)
                     states[parameter] = part if known is None else known.add_(part)
-        residual = _Residual(at)
+        residual = _Residual(at, 1 if self.per_sample is None else at.plan.samples)
         for parameter, part in residual.of_layers():
             states[parameter] += self._reduce(part)
         for other in residual.others:
@@ -98,11 +101,18 @@ class _Residual:
 
     Attributes:
         gradient: The gradient g of the loss with respect to the output.
-        others: The parameters that no single layer is linear in.
+        others: The parameters that no single layer is linear in, and after :meth:`of_layers` those
+            that are cheaper one element at a time.
     """
 
-    def __init__(self, at: Pass) -> None:
-        self._at = at
+    def __init__(self, at: Pass, repeats: int) -> None:
+        """Sorts the parameters.
+
+        Args:
+            at: The pass.
+            repeats: How often the elements of a parameter of ``others`` are gone through.
+        """
+        self._at, self._repeats = at, repeats
         self.gradient = at.loss.gradient()
         uses: dict[Tensor, list[tuple[RecordedCall, Account, str]]] = {}
         for account in at.plan.accounts:
@@ -126,14 +136,19 @@ class _Residual:
         terms are the rows of e times the rows of R e.
         """
         edges = [recorded.edges[0] for recorded in self._layers]
-        gradients = self._differentiate(edges, self.gradient)
+        gradients = slopes([self._at.output], edges, [self.gradient])
         for (recorded, parameters), edge, gradient in zip(
             self._layers.items(), edges, gradients, strict=True
         ):
             if gradient is None or not _curved(gradient, edge):
                 continue
+            # A scale by channel has fewer elements than its layer's output has units.
+            elements = sum(used.numel() for used, _, _ in parameters)
+            if elements * self._repeats < gradient.numel() // self._at.plan.samples:
+                self.others += [used for used, _, _ in parameters]
+                continue
             for unit in self._units(gradient, parameters[0][1]):
-                (curved,) = _derivative(gradient, edge, unit)
+                curved = _product(gradient, edge, unit)
                 for parameter, account, name in parameters:
                     yield parameter, self._term(recorded, account, name, unit, curved)
 
@@ -153,25 +168,22 @@ class _Residual:
     def _term(
         self, recorded: RecordedCall, account: Account, name: str, unit: Tensor, curved: Tensor
     ) -> Tensor:
-        rule, module, samples = account.way, recorded.call.module, self._at.plan.samples
+        rule, call, samples = account.way, recorded.call, self._at.plan.samples
         assert isinstance(rule, LayerRule)
-        a = account.layout.samples_first(recorded.call.tensors()[0], samples)
-        if a.is_floating_point():
-            a = a.to(unit.dtype)
-        first, second = (account.layout.samples_first(t, samples) for t in (unit, curved))
-        return rule.rows(module, name, a, first) * rule.rows(module, name, a, second)
+        a, first = arranged(account, call, unit, samples)
+        second = rule.arranged(curved, account.layout, samples)
+        return rule.rows(call.module, name, a, first) * rule.rows(call.module, name, a, second)
 
     def diagonal(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         """The diagonal with respect to a parameter, one column for each of its elements."""
-        (slope,) = self._differentiate([parameter], gradient)
+        (slope,) = slopes([self._at.output], [parameter], [gradient])
         diagonal = torch.zeros_like(parameter, requires_grad=False)
         if slope is None or not _curved(slope, parameter):
             return diagonal
         unit, found = torch.zeros_like(diagonal).flatten(), diagonal.view(-1)
         for i in range(len(unit)):
             unit[i] = 1
-            (column,) = _derivative(slope, parameter, unit.view_as(parameter))
-            found[i] = column.flatten()[i]
+            found[i] = _product(slope, parameter, unit.view_as(parameter)).flatten()[i]
             unit[i] = 0
         return diagonal
 
@@ -185,30 +197,13 @@ class _Residual:
             ]
             yield share
 
-    def _differentiate(self, places: Sequence[Any], gradient: Tensor) -> list[Tensor | None]:
-        if not places:
-            return []
-        with torch.enable_grad():
-            # Requiring a gradient, so that what cannot be differentiated twice says so.
-            seed = gradient.detach().requires_grad_()
-            found: list[Tensor | None] = list(
-                torch.autograd.grad(
-                    [self._at.output], places, [seed], create_graph=True, allow_unused=True
-                )
-            )
-        check_differentiable(found)
-        return found
+
+def _product(slope: Tensor, place: Place, vector: Tensor) -> Tensor:
+    return derivative([slope], [place], [vector], [slope])[0]
 
 
-def _derivative(value: Tensor, place: Any, seed: Tensor) -> list[Tensor]:
-    if not value.requires_grad:
-        return [torch.zeros_like(value)]
-    (found,) = torch.autograd.grad([value], [place], [seed], retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(value) if found is None else found.detach()]
-
-
-def _curved(value: Tensor, place: Any) -> bool:
+def _curved(value: Tensor, place: Place) -> bool:
     """Whether a derivative depends on where it was taken: almost surely seen by a random vector."""
     generator = torch.Generator().manual_seed(0)
     seed = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
-    return bool((_derivative(value, place, seed)[0] != 0).any())
+    return bool((_product(value, place, seed) != 0).any())

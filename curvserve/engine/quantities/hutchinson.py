@@ -5,16 +5,23 @@ For v with independent random signs, ``E[v * (C v)] = diag C`` and ``E[v^T C v] 
 one product serves every parameter.
 """
 
-from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from curvserve.engine.draws import SeededDraws
-from curvserve.engine.linearised import Linearised, loss_hessian_product, twice_differentiable
+from curvserve.engine.draws import SeededDraws, random_signs
+from curvserve.engine.linearised import (
+    Linearised,
+    ggn_product,
+    hessian_product,
+    loss_ggn_product,
+    twice_differentiable,
+)
+from curvserve.engine.products import Product
 from curvserve.engine.quantities.base import Quantity
 from curvserve.engine.second_order import Pass
+from curvserve.engine.spectrum import diagonal_estimate
 
 __all__ = ["HutchinsonDiagonal", "HutchinsonTrace"]
 
@@ -49,29 +56,26 @@ class HutchinsonDiagonal(Quantity):
 
     def compute(self, at: Pass) -> dict[Tensor, Tensor]:
         """See the base class."""
-        signs = list(_signs([*at.parameters(), *at.absent], self.mc_samples, at.draws))
-        return twice_differentiable(at, lambda this: self._compute(this, signs))
-
-    def _compute(self, at: Pass, signs: Sequence[Sequence[Tensor]]) -> dict[Tensor, Tensor]:
         parameters = [*at.parameters(), *at.absent]
-        model = Linearised(at.output, at.loss.outputs, parameters)
-        columns = at.loss.exact_columns() if self.matrix == "ggn" else None
-        states: dict[Tensor, Tensor] = {}
-        for vectors in signs:
-            pushed = model.push(vectors)
-            if columns is None:
-                products = model.pull(at.loss.hessian_product(pushed))
-                curved = model.curve(at.loss.gradient(), vectors)
-                products = [p + c for p, c in zip(products, curved, strict=True)]
-            else:
-                products = model.pull(loss_hessian_product(at.loss, columns, pushed))
-            for parameter, v, product in zip(parameters, vectors, products, strict=True):
-                part = self._estimate(v, product) / self.mc_samples
-                states[parameter] = states[parameter] + part if parameter in states else part
-        return states
+        # Of a seed the same for every part of a batch, so that the parts add up.
+        seed = at.draws.seed if isinstance(at.draws, SeededDraws) else None
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        signs = [random_signs(parameters, generator) for _ in range(self.mc_samples)]
 
-    def _estimate(self, signs: Tensor, product: Tensor) -> Tensor:
-        return signs * product
+        def estimates(this: Pass) -> dict[Tensor, Tensor]:
+            product = self._product(this, Linearised(this.output, this.loss.outputs, parameters))
+            found = map(self._reduce, diagonal_estimate(product, signs))
+            return dict(zip(parameters, found, strict=True))
+
+        return twice_differentiable(at, estimates)
+
+    def _product(self, at: Pass, model: Linearised) -> Product:
+        if self.matrix == "ggn":
+            return ggn_product(model, loss_ggn_product(at.loss))
+        return hessian_product(model, at.loss)
+
+    def _reduce(self, diagonal: Tensor) -> Tensor:
+        return diagonal
 
 
 class HutchinsonTrace(HutchinsonDiagonal):
@@ -83,17 +87,5 @@ class HutchinsonTrace(HutchinsonDiagonal):
 
     savefield = "hutchinson_trace"
 
-    def _estimate(self, signs: Tensor, product: Tensor) -> Tensor:
-        return (signs * product).sum()
-
-
-def _signs(parameters: Sequence[Tensor], count: int, draws: object) -> Iterator[list[Tensor]]:
-    """Random signs; of a seed the same for every part of a batch, so that the parts add up."""
-    generator = None
-    if isinstance(draws, SeededDraws):
-        generator = torch.Generator().manual_seed(draws.seed)
-    for _ in range(count):
-        yield [
-            (2 * torch.randint(2, p.shape, generator=generator) - 1).to(p.detach())
-            for p in parameters
-        ]
+    def _reduce(self, diagonal: Tensor) -> Tensor:
+        return diagonal.sum()

@@ -18,7 +18,7 @@ from curvserve.engine.errors import UncoveredParameterError
 from curvserve.engine.quantities.base import ColumnQuantity, Exact, MonteCarlo
 from curvserve.engine.rows import Rows
 
-__all__ = ["EKFAC", "KFAC", "KFLR"]
+__all__ = ["KFAC", "KFLR", "EKFAC"]
 
 Sharing = Literal["expand", "reduce"] | None
 _SHARING = (None, "expand", "reduce")

@@ -4,21 +4,79 @@ The graph is gone after backward, so they run the model again from its recorded 
 are first called. (Pearlmutter 1994; Schraudolph 2002; Martens, ICML 2010.)
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from curvserve.engine import context
 from curvserve.engine.errors import ReplayError
-from curvserve.engine.linearised import Linearised, loss_hessian_product, rerun, root
+from curvserve.engine.linearised import (
+    Linearised,
+    ggn_product,
+    hessian_product,
+    loss_ggn_product,
+    rerun,
+    root,
+)
 from curvserve.engine.losses.base import LossAt
+from curvserve.engine.products import Product
 from curvserve.engine.quantities.base import Quantity
 from curvserve.engine.recording import Call
 from curvserve.engine.second_order import Pass
 
-__all__ = ["GGNMP", "HMP"]
+__all__ = ["GGNMP", "HMP", "BlockProduct", "Unchanged"]
+
+_Matrix = Callable[[Linearised], Product]
+
+
+class Unchanged:
+    """Parameters as they are now."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Notes their versions."""
+        self._name = type(module).__name__
+        self._versions = [(p, p._version) for p in module.parameters()]
+
+    def check(self) -> None:
+        """Raises ``ReplayError`` where one was changed since."""
+        if any(p._version != version for p, version in self._versions):
+            raise ReplayError(
+                f"the parameters of {self._name} have changed since the backward pass: products "
+                "with its curvature there can no longer be had"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class BlockProduct:
+    """A symmetric matrix over one parameter, given by its product with vectors.
+
+    Attributes:
+        shape: The shape of the parameter.
+        at: The parameters at which it is taken.
+        product: The product with one vector.
+    """
+
+    shape: torch.Size
+    at: Unchanged
+    product: Callable[[Tensor], Tensor]
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """The product with a vector ``[*p]``, or with each of several ``[V, *p]``."""
+        self.at.check()
+        vectors = vectors.detach()
+        if vectors.shape == self.shape:
+            return self.product(vectors)
+        if vectors.shape[1:] == self.shape:
+            return torch.stack([self.product(v) for v in vectors])
+        raise ValueError(
+            f"a vector of the parameter's shape {tuple(self.shape)} or several, [V, *shape], are "
+            f"needed, got {tuple(vectors.shape)}"
+        )
 
 
 class _Again:
@@ -27,74 +85,22 @@ class _Again:
     def __init__(self, at: Pass) -> None:
         recorded, self._index = root(at)
         self._call: Call = recorded.call
+        self._products: dict[Tensor, Product] = {}
         self.loss: LossAt = at.loss
-        self._parameters = list(self._call.module.parameters())
-        self._versions = [p._version for p in self._parameters]
-        self._edge: GradientEdge | None = None
-        self._columns: Tensor | None = None
+        self.parameters = Unchanged(self._call.module)
 
-    def linearised(self, parameter: Tensor) -> Linearised:
-        self.check()
-        if self._edge is None:
-            with context.disable():
-                result = rerun(self._call, self._index, self.loss.outputs)
-            assert result.grad_fn is not None
-            self._edge = GradientEdge(result.grad_fn, result.output_nr)
-        return Linearised(self._edge, self.loss.outputs, [parameter])
+    def times(self, matrix: _Matrix, parameter: Tensor, vector: Tensor) -> Tensor:
+        if parameter not in self._products:
+            model = Linearised(self._edge, self.loss.outputs, [parameter])
+            self._products[parameter] = matrix(model)
+        return self._products[parameter]([vector])[0]
 
-    def check(self) -> None:
-        if self._versions != [p._version for p in self._parameters]:
-            raise ReplayError(
-                f"the parameters of {type(self._call.module).__name__} have changed since the "
-                "backward pass: products with its curvature there can no longer be had"
-            )
-
-    def columns(self) -> Tensor:
-        if self._columns is None:
-            self._columns = self.loss.exact_columns()
-        return self._columns
-
-
-class _Product:
-    """A symmetric matrix over one parameter, given by its product with vectors."""
-
-    def __init__(self, again: _Again, parameter: Tensor) -> None:
-        self._again, self._parameter = again, parameter
-        self._linearised: Linearised | None = None
-
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """The product with a vector ``[*p]``, or with each of several ``[V, *p]``."""
-        shape = self._parameter.shape
-        if vectors.shape == shape:
-            return self._times(vectors)
-        if vectors.shape[1:] == shape:
-            return torch.stack([self._times(v) for v in vectors])
-        raise ValueError(
-            f"a vector of the parameter's shape {tuple(shape)} or several, [V, *shape], are "
-            f"needed, got {tuple(vectors.shape)}"
-        )
-
-    def _times(self, vector: Tensor) -> Tensor:
-        self._again.check()
-        if self._linearised is None:
-            self._linearised = self._again.linearised(self._parameter)
-        return self._product(self._linearised, vector.detach())
-
-    def _product(self, at: Linearised, vector: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-class _GGNProduct(_Product):
-    def _product(self, at: Linearised, vector: Tensor) -> Tensor:
-        loss = self._again.loss
-        return at.pull(loss_hessian_product(loss, self._again.columns(), at.push([vector])))[0]
-
-
-class _HessianProduct(_Product):
-    def _product(self, at: Linearised, vector: Tensor) -> Tensor:
-        loss = self._again.loss
-        curvature = at.pull(loss.hessian_product(at.push([vector])))[0]
-        return curvature + at.curve(loss.gradient(), [vector])[0]
+    @cached_property
+    def _edge(self) -> GradientEdge:
+        with context.disable():
+            result = rerun(self._call, self._index, self.loss.outputs)
+        assert result.grad_fn is not None
+        return GradientEdge(result.grad_fn, result.output_nr)
 
 
 class GGNMP(Quantity):
@@ -107,7 +113,6 @@ class GGNMP(Quantity):
 
     tensor: ClassVar[bool] = False
     of_one_loss: ClassVar[bool] = True
-    _kind: ClassVar[type[_Product]] = _GGNProduct
 
     def __init__(self, savefield: str = "ggnmp") -> None:
         """Chooses the attribute.
@@ -117,10 +122,17 @@ class GGNMP(Quantity):
         """
         self.savefield = savefield
 
-    def compute(self, at: Pass) -> dict[Tensor, _Product]:
+    def compute(self, at: Pass) -> dict[Tensor, BlockProduct]:
         """See the base class."""
-        again = _Again(at)
-        return {p: self._kind(again, p) for p in (*at.parameters(), *at.absent)}
+        again, matrix = _Again(at), self._matrix(at.loss)
+        return {
+            p: BlockProduct(p.shape, again.parameters, partial(again.times, matrix, p))
+            for p in (*at.parameters(), *at.absent)
+        }
+
+    def _matrix(self, loss: LossAt) -> _Matrix:
+        factor = loss_ggn_product(loss)  # now: a loss that has none is refused by the backward pass
+        return lambda model: ggn_product(model, factor)
 
     def merge(self, states: object) -> object:
         """Products of parts of a batch are not put together."""
@@ -133,8 +145,6 @@ class HMP(GGNMP):
     As :class:`GGNMP`.
     """
 
-    _kind: ClassVar[type[_Product]] = _HessianProduct
-
     def __init__(self, savefield: str = "hmp") -> None:
         """Chooses the attribute.
 
@@ -142,3 +152,6 @@ class HMP(GGNMP):
             savefield: Its name.
         """
         super().__init__(savefield)
+
+    def _matrix(self, loss: LossAt) -> _Matrix:
+        return lambda model: hessian_product(model, loss)

@@ -5,16 +5,16 @@ networks, 2018; Dangel, Harmeling, Hennig, AISTATS 2020.)
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from curvserve.engine.chain import Link, links
-from curvserve.engine.errors import ReplayError
-from curvserve.engine.linearised import loss_hessian_product
-from curvserve.engine.losses.base import LossAt
+from curvserve.engine.linearised import loss_ggn_product, root
 from curvserve.engine.quantities.base import Quantity
+from curvserve.engine.quantities.matrix_products import BlockProduct, Unchanged
 from curvserve.engine.second_order import Pass
 
 __all__ = ["PCHMP"]
@@ -27,26 +27,21 @@ class _Curvature:
 
     def __init__(self, at: Pass, modify: Modify) -> None:
         self.links: list[Link] = links(at, "PCHMP")
-        self._loss: LossAt = at.loss
-        self._columns = at.loss.exact_columns()
+        self._loss = loss_ggn_product(at.loss)
         self._added = [self._modified(link, modify) for link in self.links]
-        self._parameters = [p for link in self.links for p in link.module.parameters()]
-        self._versions = [p._version for p in self._parameters]
 
     def times(self, index: int, vectors: Tensor) -> Tensor:
         """The product with vectors ``[N, ...]`` at the output of a link."""
         if index == len(self.links) - 1:
-            return loss_hessian_product(self._loss, self._columns, vectors)
+            return self._loss(vectors)
         after, added = self.links[index + 1], self._added[index + 1]
         product = after.pull(self.times(index + 1, after.push(vectors)))
         return product if added is None else product + added * vectors
 
-    def check(self) -> None:
-        if self._versions != [p._version for p in self._parameters]:
-            raise ReplayError(
-                "the parameters have changed since the backward pass: products with the curvature "
-                "there can no longer be had"
-            )
+    def times_parameter(self, index: int, name: str, vector: Tensor) -> Tensor:
+        """The product with a vector like a parameter of a link."""
+        link = self.links[index]
+        return link.pull_parameter(name, self.times(index, link.push_parameter(name, vector)))
 
     def _modified(self, link: Link, modify: Modify) -> Tensor | None:
         if not link.input.is_floating_point():
@@ -55,30 +50,6 @@ class _Curvature:
         if residual is None:
             return None
         return residual.clamp(min=0) if modify == "clip" else residual.abs()
-
-
-class _Product:
-    """One parameter's block, as a product."""
-
-    def __init__(self, curvature: _Curvature, index: int, name: str, shape: torch.Size) -> None:
-        self._curvature, self._index, self._name, self._shape = curvature, index, name, shape
-
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """The product with a vector ``[*p]``, or with each of several ``[V, *p]``."""
-        self._curvature.check()
-        if vectors.shape == self._shape:
-            return self._times(vectors.detach())
-        if vectors.shape[1:] == self._shape:
-            return torch.stack([self._times(v) for v in vectors.detach()])
-        raise ValueError(
-            f"a vector of the parameter's shape {tuple(self._shape)} or several, [V, *shape], are "
-            f"needed, got {tuple(vectors.shape)}"
-        )
-
-    def _times(self, vector: Tensor) -> Tensor:
-        link = self._curvature.links[self._index]
-        pushed = link.push_parameter(self._name, vector)
-        return link.pull_parameter(self._name, self._curvature.times(self._index, pushed))
 
 
 class PCHMP(Quantity):
@@ -114,12 +85,13 @@ class PCHMP(Quantity):
             NotAChainError: The model is no chain of modules, or one of them is neither linear nor
                 elementwise in its input.
         """
-        curvature = _Curvature(at, self.modify)
+        curvature, parameters = _Curvature(at, self.modify), Unchanged(root(at)[0].call.module)
         states: dict[Tensor, Any] = dict.fromkeys(at.absent, torch.zeros_like)
         for index, link in enumerate(curvature.links):
             for name, parameter in link.module.named_parameters():
                 if parameter.requires_grad:
-                    states[parameter] = _Product(curvature, index, name, parameter.shape)
+                    product = partial(curvature.times_parameter, index, name)
+                    states[parameter] = BlockProduct(parameter.shape, parameters, product)
         return states
 
     def merge(self, states: Sequence[Any]) -> Any:

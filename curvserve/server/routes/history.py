@@ -1,5 +1,6 @@
 """What has happened, and what happens: the steps of a session, and a live stream of events."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated
@@ -26,11 +27,11 @@ async def history(session: InSession, after: Annotated[int, Query(ge=-1)] = -1) 
     return json_answer({"steps": session.history(after)}, session.state.version)
 
 
-def _last_seen(last_event_id: Annotated[str | None, Header()] = None) -> int | None:
+async def _last_seen(last_event_id: Annotated[str | None, Header()] = None) -> int | None:
     """Return the number of the last event that the caller knows."""
     if last_event_id is None:
         return None
-    if not (last_event_id.isascii() and last_event_id.isdecimal()):
+    if not re.fullmatch("[0-9]{1,19}", last_event_id):
         raise InvalidRequest(f"Last-Event-ID is {last_event_id!r}", expected="a whole number")
     return int(last_event_id)
 
