@@ -76,8 +76,11 @@ def check(server: str, changes: int, seed: int) -> None:
             assert equal(client.state("end")[0], other.state("end")[0])
 
 
-def test_two_hundred_steps_through_a_bad_network_are_those_of_a_good_one(server: str) -> None:
+def test_two_hundred_steps_through_a_bad_network_are_those_of_a_good_one(
+    server: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     check(server, changes=50, seed=1)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.campaign
