@@ -8,12 +8,20 @@ from typing import Any
 
 import httpx
 from curvserve_client.errors import PROBLEMS
+from curvserve_client.wire import decode
+from torch import Tensor
 
 from tests.crash.workload import Call, Workload
 from tests.server.api import SessionApi
 from tests.server.process import PATIENCE
 
 Answer = dict[str, Any]
+
+State = tuple[dict[str, Tensor], dict[str, str]]
+"""Tensors and metadata of a checkpoint: parameters, buffers, what the rule remembers."""
+
+OF_THE_WRITING = {"written", "created", "epoch", "checksum"}
+"""Metadata of a checkpoint that do not belong to the state."""
 
 RECENT = 32
 """Changes that are asked for a second time now and then."""
@@ -177,12 +185,13 @@ class Client:
         """Read something of the session."""
         return self._answered(lambda: self._api.get(noun))
 
-    def checkpoint(self, name: str) -> bytes:
-        """Keep the current version and return its file."""
+    def state(self, name: str) -> State:
+        """Return the current state, kept as a checkpoint of a name."""
         path = f"{self._api.path}/checkpoints"
         made = self._answered(lambda: self._http.post(path, json={"name": name}))
         assert made.status_code == 201, made.text
-        return self.get(f"checkpoints/{name}").content
+        tensors, metadata = decode(bytearray(self.get(f"checkpoints/{name}").content))
+        return tensors, {key: metadata[key] for key in metadata.keys() - OF_THE_WRITING}
 
     def close(self) -> None:
         """Give the connection back."""

@@ -11,20 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from curvserve_client.wire import decode
-from torch import Tensor
-
-from tests.crash.client import Abandoned, Client, Service, Violation
+from tests.crash.client import Abandoned, Client, Service, State, Violation
 from tests.crash.endings import AT_START, SIGTERM, SNAPSHOT_EVERY, Ending, is_kill
 from tests.crash.nursery import Nursery, Server
 from tests.crash.workload import Workload, workloads
 from tests.server.api import equal
 from tests.server.process import PATIENCE
-
-State = tuple[dict[str, Tensor], dict[str, str]]
-"""Tensors and metadata of a checkpoint's file: parameters, buffers, what the rule remembers."""
-
-_OF_THE_WRITING = ("written", "created", "epoch", "checksum")
 
 
 @dataclass
@@ -229,13 +221,13 @@ def _raise_first(errors: Sequence[BaseException]) -> None:
 def _final_state(client: Client) -> State:
     client.finish()
     _check_session(client)
-    return _state(client, "end")
+    return client.state("end")
 
 
 def _compare_after_stop(place: Place, clients: Sequence[Client], final: Sequence[State]) -> None:
     with place.undisturbed(durable=True):
         for client, state in zip(clients, final, strict=True):
-            _check_same(client.workload, _state(client, "again"), state)
+            _check_same(client.workload, client.state("again"), state)
 
 
 def _compare_with_undisturbed(
@@ -256,7 +248,7 @@ def _undisturbed(place: Place, client: Client) -> State:
         for told, right in zip(client.answers, fresh.answers, strict=True):
             if told != right:
                 raise Violation("different", f"{client.workload.name} was told {told}, not {right}")
-        return _state(fresh, "end")
+        return fresh.state("end")
     finally:
         fresh.close()
 
@@ -283,8 +275,3 @@ def _check_same(work: Workload, found: State, right: State) -> None:
         raise Violation("different", f"the tensors of {work.name} are not the undisturbed ones")
     if found[1] != right[1]:
         raise Violation("different", f"{work.name} is {found[1]}, undisturbed {right[1]}")
-
-
-def _state(client: Client, name: str) -> State:
-    tensors, metadata = decode(bytearray(client.checkpoint(name)))
-    return tensors, {key: text for key, text in metadata.items() if key not in _OF_THE_WRITING}

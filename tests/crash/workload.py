@@ -77,6 +77,15 @@ def workloads(seed: int) -> list[Workload]:
     ]
 
 
+def batch(generator: Generator) -> dict[str, Tensor]:
+    """Return a batch that the models here take."""
+    inputs = torch.randn(SAMPLES, INPUTS, generator=generator)
+    return {
+        "inputs": inputs,
+        "targets": torch.randint(CLASSES, (SAMPLES,), generator=generator),
+    }
+
+
 def _fused(generator: Generator, version: int) -> Change:
     query = {"lr": "0.02"} if version % 3 == 0 else {}
     return [Call("step", _batch(generator), query=query)]
@@ -98,9 +107,7 @@ def _loads(generator: Generator, version: int) -> Change:
 
 
 def _batch(generator: Generator) -> bytes:
-    inputs = torch.randn(SAMPLES, INPUTS, generator=generator)
-    targets = torch.randint(CLASSES, (SAMPLES,), generator=generator)
-    return body({"inputs": inputs, "targets": targets})
+    return body(batch(generator))
 
 
 def _parameters(generator: Generator) -> dict[str, Tensor]:
