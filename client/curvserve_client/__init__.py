@@ -49,7 +49,7 @@ from .errors import (
 from .handles import RemoteParameter
 from .mirror import Mirror
 from .optimizer import RemoteDiagGGNOptimizer
-from .rules import SGD, DiagGGN
+from .rules import KFAC, SGD, Adam, DiagGGN, Sophia
 from .session import RemoteSession
 from .types import (
     CurvatureResult,
@@ -64,6 +64,7 @@ from .types import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adam",
     "BodyTooLarge",
     "CheckpointExists",
     "Client",
@@ -81,6 +82,7 @@ __all__ = [
     "InvalidBatch",
     "InvalidRequest",
     "InvalidRule",
+    "KFAC",
     "KeyReused",
     "LengthRequired",
     "MalformedBody",
@@ -104,6 +106,7 @@ __all__ = [
     "SGD",
     "SessionExists",
     "SessionInfo",
+    "Sophia",
     "StaleVersion",
     "StepResult",
     "StorageFailed",

@@ -69,14 +69,14 @@ class LocalDiagGGN(torch.optim.Optimizer):
     @torch.no_grad()
     def _step_here(self, closure: Closure | None) -> Any:
         """Run the closure, let the rule update every group, and return the closure's loss."""
+        rules = [rule_of(group) for group in self.param_groups]
+        self._check_trials(rules, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        rules = [rule_of(group) for group in self.param_groups]
-        self._check_trials(rules, closure)
         updates = [
-            self._update(group, rule, loss, closure)
+            self._update(group, rule, _detached(loss), closure)
             for group, rule in zip(self.param_groups, rules, strict=True)
         ]
         for group, update in zip(self.param_groups, updates, strict=True):
@@ -113,9 +113,11 @@ class LocalDiagGGN(torch.optim.Optimizer):
         def loss_at(parameters: Tensors) -> float:
             assert closure is not None  # see _check_trials
             with _in_place_of(trained, parameters), torch.enable_grad():
-                return _number(closure())
+                return float(_detached(closure()))
 
-        return rule.update(trained, quantities, state, loss=_number(loss), loss_at=loss_at)
+        return rule.update(
+            trained, quantities, state, loss=math.nan if loss is None else loss, loss_at=loss_at
+        )
 
     def _read(self, trained: Tensors, quantity: str) -> dict[str, Tensor]:
         return {name: self._quantity(parameter, quantity) for name, parameter in trained.items()}
@@ -163,11 +165,8 @@ def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: v.item() if hasattr(v, "item") else v for name, v in found.items()}
 
 
-def _number(loss: Any) -> float:
-    """Return a closure's loss as a number; none where there was no closure, or it returned none."""
-    if loss is None:
-        return math.nan
-    return float(loss.detach() if isinstance(loss, Tensor) else loss)
+def _detached(loss: Any) -> Any:
+    return loss.detach() if isinstance(loss, Tensor) else loss
 
 
 @contextmanager

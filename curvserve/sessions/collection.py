@@ -11,6 +11,7 @@ from typing import Any
 from curvserve_client.errors import (
     Draining,
     InvalidRequest,
+    ProblemError,
     SessionExists,
     StorageFailed,
     UnknownCheckpoint,
@@ -85,7 +86,7 @@ class Sessions:
             name = stored.record.name
             try:
                 state, differences = await recovery.state(stored)
-            except CannotRecover as error:
+            except (CannotRecover, ProblemError) as error:
                 self._reserved.add(name)
                 self.problems.append(f"session {name}: {error}; it is kept, and not served")
             else:

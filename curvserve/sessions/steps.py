@@ -5,7 +5,7 @@ A step returns the next state, and raises before there is one. It is one call, o
 or event loops.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from curvserve_client.errors import InvalidRequest, InvalidRule
@@ -131,6 +131,7 @@ def _applied(
     buffers: Tensors,
 ) -> tuple[SessionState, StepResult]:
     _check_range(rule, pending.quantities["grad"])
+    _check_read(rule.quantities(state.rule_state), pending.quantities)
     update = rule.update(
         state.parameters, pending.quantities, state.rule_state, loss=pending.loss, loss_at=loss_at
     )
@@ -155,6 +156,13 @@ def _check_range(rule: Rule, parameters: Tensors) -> None:
     for option, value in rule_options(rule).items():
         if abs(value) > largest:
             raise InvalidRule(f"{option} is {value!r}", expected=f"{option}: at most {largest:g}")
+
+
+def _check_read(wanted: Sequence[str], found: Mapping[str, object]) -> None:
+    """Refuse an option of `optim_step` that asks for more than `forward_backward` computed."""
+    if absent := [name for name in wanted if name not in found]:
+        message = f"with these options the rule needs {absent[0]}, which is not pending"
+        raise InvalidRule(message, expected=", ".join(found))
 
 
 def _check_state(before: RuleState, after: RuleState) -> None:

@@ -3,14 +3,19 @@
 import pytest
 import torch
 from curvserve_client import (
+    KFAC,
+    SGD,
+    Adam,
     Client,
     DiagGGN,
     InvalidRule,
     RemoteDiagGGNOptimizer,
     RemoteParameter,
     RemoteSession,
+    Sophia,
     StaleVersion,
 )
+from curvserve_client.rules import Rule, RuleState
 from curvserve_client.transport import Transport
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
@@ -179,6 +184,58 @@ def test_the_groups_options_count_at_each_step(
         for count, batch in enumerate(batches)
     ]
     assert norms == pytest.approx(expected, rel=1e-5)
+
+
+def test_options_that_were_given_go_along_and_the_others_are_the_sessions_own(
+    client: Client, batches: Batches
+) -> None:
+    heavy = DiagGGN(momentum=0.9, beta2=0.5)
+    one, other = (client.create_session("mnist_cnn", seed=5, rule=heavy) for _ in range(2))
+    given = {"weight_decay": 0.1, "clip": 0.5, "curvature_interval": 2, "quantiles": True}
+    optimizer = RemoteDiagGGNOptimizer(one.parameters(), lr=0.1, **given)
+    for batch in batches:
+        result = optimizer.step_on(*batch)
+        expected = other.step(*batch, lr=0.1, damping=1.0, **given)
+        assert result == expected
+        assert {"clipped", "curvature_q50"} < result.update.keys()
+    assert result.version == len(batches)
+    client.delete_session(one.name)
+    client.delete_session(other.name)
+
+
+@pytest.mark.parametrize("rule", [KFAC(), Sophia(), Adam(), SGD(momentum=0.9, nesterov=True)])
+def test_a_session_may_have_any_rule(client: Client, batches: Batches, rule: Rule) -> None:
+    session = client.create_session("mnist_cnn", seed=5, rule=rule)
+    losses = [session.step(*batches[0]).loss for _ in range(3)]
+    assert losses[-1] < losses[0]
+    client.delete_session(session.name)
+
+
+def test_an_option_that_the_sessions_rule_has_not_is_refused_there(
+    client: Client, batches: Batches
+) -> None:
+    session = client.create_session("mnist_cnn", rule=SGD())
+    with pytest.raises(InvalidRule, match="'sgd' has no option 'damping'"):
+        RemoteDiagGGNOptimizer(session.parameters()).step_on(*batches[0])
+    client.delete_session(session.name)
+
+
+def test_options_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(InvalidRule, match="no option 'nesterov'; expected lr, damping, momentum"):
+        RemoteDiagGGNOptimizer([filled(2)], nesterov=True)
+
+
+def test_a_step_here_takes_every_option_and_remembers() -> None:
+    rule = DiagGGN(0.1, 2.0, momentum=0.9, beta2=0.9, l2=0.01)
+    parameter, twin = filled(3, 4), filled(3, 4)
+    optimizer = RemoteDiagGGNOptimizer([parameter], 0.1, 2.0, momentum=0.9, beta2=0.9, l2=0.01)
+    state, tensors = RuleState(), {"p": twin.detach()}
+    for _ in range(3):
+        given = {"grad": {"p": twin.grad}, "diag_ggn_mc": {"p": twin.diag_ggn_mc}}  # type: ignore[attr-defined]
+        update = rule.update(tensors, given, state, loss=0.0, loss_at=lambda _: 0.0)
+        tensors, state = update.parameters, update.state
+        optimizer.step()
+        assert torch.equal(parameter, tensors["p"])
 
 
 def test_hooks_of_step_fire_for_step_on(session: RemoteSession, batches: Batches) -> None:

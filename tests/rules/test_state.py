@@ -119,6 +119,7 @@ def test_a_state_taken_apart_and_put_together_goes_on_with_the_same_bits(
             slots = {
                 slot: {name: tensor.clone() for name, tensor in named.items()}
                 for slot, named in state.tensors.items()
+                if named
             }
             broken.state = RuleState(scalars, slots)
         straight.step(rule)
@@ -258,8 +259,20 @@ def test_kfac_names_the_parameter_that_has_no_factors(factors: list[Tensor] | No
     assert (caught.value.tensor, caught.value.expected) == ("weight", "sizes [3, 4]")
 
 
+def test_kfac_of_vectors_alone_goes_on_where_nothing_is_kept_of_matrices() -> None:
+    rule, bias = KFAC(inverse_interval=1, damping=1.0), Problem().factors(0)["bias"]
+    parameters, state = {"bias": torch.ones(5).double()}, RuleState()
+    given = {"grad": parameters, "kfac": {"bias": [torch.tensor(bias[0])]}}
+    for _ in range(3):
+        state = rule.update(parameters, given, state, loss=0.0, loss_at=no_loss).state
+        state = RuleState(
+            state.scalars, {slot: named for slot, named in state.tensors.items() if named}
+        )
+    assert state.tensors.keys() == {"outer", "outer_inverse"}
+
+
 def test_kfac_takes_factors_that_are_zero() -> None:
-    rule = KFAC(lr=1.0, damping=4.0)
+    rule = KFAC(lr=1.0, damping=4.0, kl_clip=0.0)
     run = Run(Problem()).begin(rule)
     quantities = run.quantities(rule)
     for factor in leaves(quantities["kfac"]):

@@ -211,6 +211,18 @@ def test_a_rule_that_tries_its_steps_needs_the_fused_one() -> None:
     with_session(test)
 
 
+def test_an_optim_step_cannot_ask_for_more_than_is_pending() -> None:
+    async def test(session: Session, sessions: Sessions) -> None:
+        rare = await sessions.create("plain", DiagGGN(curvature_interval=5))
+        await rare.step(request(), some_batch, {})
+        await rare.forward_backward(request(), some_batch, accumulate=False)
+        with pytest.raises(InvalidRule, match="diag_ggn_mc, which is not pending"):
+            await rare.optim_step(request(), {"curvature_interval": 1}, {})
+        assert (await rare.optim_step(request(), {}, {})).version == 2
+
+    with_session(test)
+
+
 def test_a_deleted_session_takes_no_further_change() -> None:
     async def test(session: Session, sessions: Sessions) -> None:
         await sessions.delete("plain")

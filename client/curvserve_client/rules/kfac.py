@@ -53,7 +53,7 @@ class KFAC(Checked):
     beta2: float = option(0.95, FRACTION)
     curvature_interval: int = option(1, AT_LEAST_ONE)
     inverse_interval: int = option(10, AT_LEAST_ONE)
-    kl_clip: float = option(0.0, AT_LEAST_ZERO)
+    kl_clip: float = option(1e-3, AT_LEAST_ZERO)
     weight_decay: float = option(0.0, AT_LEAST_ZERO)
 
     name: ClassVar[str] = "kfac"
@@ -113,8 +113,9 @@ class KFAC(Checked):
 
     def _inverted(self, state: RuleState) -> RuleState:
         outer, inner = {}, {}
+        inputs = state.tensors.get(_INNER, {})  # none where all parameters are vectors
         for name, b in state.tensors[_OUTER].items():
-            a = state.tensors[_INNER].get(name)
+            a = inputs.get(name)
             if a is None:
                 outer[name] = _inverse(name, b, self.damping)
                 continue
