@@ -1,54 +1,12 @@
 """While a step computes, the server answers, and a second writer waits its turn."""
 
-import socket
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 
-import httpx
 import pytest
-import torch
 
-from tests.server.api import SessionApi, body, code
-from tests.server.gate import PORT
-from tests.server.process import PATIENCE, Server, serving
-
-BATCH = {"inputs": torch.ones(3, 2), "targets": torch.zeros(3, 1)}
-
-
-@dataclass(frozen=True)
-class Gated:
-    """A server whose computations stop half-way.
-
-    Attributes:
-        server: its process.
-        session: its session.
-        gate: where a computation says that it is under way.
-        pool: threads that wait for answers.
-    """
-
-    server: Server
-    session: SessionApi
-    gate: socket.socket
-    pool: ThreadPoolExecutor
-
-    def begin_step(self, key: str = "") -> tuple[Future[httpx.Response], socket.socket]:
-        """Send a step; return when it computes, which it does until the socket is closed."""
-        answer = self.pool.submit(self.session.send, "step", body(BATCH), key=key)
-        return answer, self.gate.accept()[0]
-
-
-@contextmanager
-def gated_server() -> Iterator[Gated]:
-    with (
-        ThreadPoolExecutor() as pool,
-        socket.create_server(("127.0.0.1", 0)) as gate,
-        serving("--model", "tests.server.gate:model", **{PORT: str(gate.getsockname()[1])}) as it,
-        httpx.Client(base_url=it.address, timeout=PATIENCE) as http,
-    ):
-        gate.settimeout(PATIENCE)
-        yield Gated(it, SessionApi(http, "gated"), gate, pool)
+from tests.server.api import code
+from tests.server.gated import BATCH, Gated, gated_server
+from tests.server.process import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +30,10 @@ def test_liveness_and_every_reader_answer_while_a_step_computes(gated: Gated) ->
 def test_a_key_whose_step_computes_is_in_flight(gated: Gated) -> None:
     step, computing = gated.begin_step(key="in-flight")
     with computing:
-        retry = gated.session.send("step", body(BATCH), key="in-flight")
+        retry = gated.session.send("step", BATCH, key="in-flight")
         assert (code(retry), retry.status_code) == ("in_flight", 409)
     first = step.result()
-    again = gated.session.send("step", body(BATCH), key="in-flight")
+    again = gated.session.send("step", BATCH, key="in-flight")
     assert again.json() == first.json()
 
 
@@ -83,7 +41,7 @@ def test_a_second_writer_waits_and_then_finds_its_version_passed(gated: Gated) -
     version = gated.session.get().json()["version"]
     first, computing = gated.begin_step()
     with computing:
-        second = gated.pool.submit(gated.session.send, "step", body(BATCH), version=version)
+        second = gated.pool.submit(gated.session.send, "step", BATCH, version=version)
     assert first.result().json()["version"] == version + 1
     assert code(second.result()) == "stale_version"
 
