@@ -41,6 +41,7 @@ BODY = (
     "unsupported_media_type",
     "deadline_exceeded",
     "overloaded",
+    "draining",
 )
 """What a route that receives a body can answer."""
 

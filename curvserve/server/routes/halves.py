@@ -82,7 +82,7 @@ async def optim_step(request: Request, session: InSession, context: InContext) -
     """Take a step with the pending gradient and curvature, exactly once."""
     change = change_of(request)
     session.check_capacity()
-    async with receive(request, context.limits, context.memory, tensor_bytes=0) as body:
+    async with receive(request, context.limits, context.bodies, tensor_bytes=0) as body:
         wanted = parse(OptimStep, body)
         asked = change(body, Caller(request, context.limits))
         receipt = await session.optim_step(asked, wanted.options, wanted.scales, wanted.pending)
