@@ -4,8 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
+# How long the campaigns are.
+KILLS  ?= 1000
+BODIES ?= 100000
+SEED   ?= 0
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check conformance bench serve clean
+.PHONY: help setup demo test check conformance fuzz crash-test bench serve clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +34,15 @@ check: $(READY)  ## lint and types only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-conformance: $(READY)  ## the engine on torchvision's architectures against brute force (minutes)
-	$(BIN)/python -m pytest tests/conformance -m "" -v
+conformance: $(READY)  ## the engine on torchvision's architectures and on every quantity, layer and loss (minutes)
+	$(BIN)/python -m pytest tests/conformance tests/engine/test_product.py -m "" -v
+
+fuzz: $(READY)  ## 100,000 mutated bodies at a live server, then its contract at random (BODIES=, SEED=)
+	$(BIN)/python -m tests.fuzz --bodies $(BODIES) --seed $(SEED)
+	$(BIN)/python -m pytest tests/server/test_contract.py tests/server/test_schema.py --hypothesis-profile=fuzz -p no:randomly --hypothesis-seed=$(SEED) --hypothesis-show-statistics
+
+crash-test: $(READY)  ## kill a server 1,000 times while clients train (about 30 minutes); KILLS=100 for fewer
+	$(BIN)/python -m tests.crash --kills $(KILLS)
 
 bench: $(READY)  ## time a gradient-and-curvature pass against BackPACK, in one process
 	$(BIN)/python -m benchmarks

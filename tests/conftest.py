@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("fuzz", max_examples=2000)  # twenty times the default: make fuzz
 
 START = 120.0  # seconds; importing torch on a busy machine takes its time
 STOP = 30.0

@@ -147,12 +147,19 @@ class Accounting:
     ) -> dict[RecordedCall, layers.LayerRule | Replay]:
         """The rule for all calls of a layer: autocast casts a weight once and uses it in each."""
         for sibling in siblings:
-            if None in self._layouts[sibling].values() or not sibling.call.unchanged():
+            if not self._admitted(rule, sibling) or not sibling.call.unchanged():
                 return {}
             for consumer in self._leaks(sibling, parameter):
                 if not any(c in siblings for c in self._graph.around(consumer)):
                     return {}
         return dict.fromkeys(siblings, rule)
+
+    def _admitted(self, rule: layers.LayerRule, recorded: RecordedCall) -> bool:
+        module, axes = recorded.call.module, recorded.call.tensors()[0].dim()
+        return all(
+            layout is not None and rule.admits(module, layout, axes)
+            for layout in self._layouts[recorded].values()
+        )
 
     def _outputs(self, recorded: RecordedCall) -> dict[int, Layout] | None:
         """The results of a call that are used outside of it, with their layouts.

@@ -144,12 +144,16 @@ class Backward:
         with self._all_or_nothing():
             with context.own_passes():
                 graph = self._begin(edge)
-                names = [type(q).__name__ for q in self._by_field.values() if not _first(q)]
+                names = [
+                    type(q).__name__
+                    for q in self._request.quantities
+                    if not isinstance(q, GradientQuantity)
+                ]
                 if names:
                     raise UnsupportedLossError(
                         "backward reached the result of an extended model by another way than an "
                         f"extended loss, so that {', '.join(names)} cannot be computed: call "
-                        "extend(loss_function), and use it on the model's output"
+                        "extend(loss_function), and take what is no loss outside of the block"
                     )
                 found = plan(graph, edge, gradient)
             self._watch(graph, found)
@@ -243,10 +247,6 @@ class Backward:
                 type(graph.calls[account.call].call.module).__name__,
                 type(account.way).__name__,
             )
-
-
-def _first(quantity: Quantity) -> bool:
-    return isinstance(quantity, GradientQuantity)
 
 
 def _weakly(bound: Callable[..., None]) -> Callable[..., None]:

@@ -15,6 +15,7 @@ from curvserve.engine.double_backward import derivative, gradients, slopes
 from curvserve.engine.errors import NotAChainError
 from curvserve.engine.layers import LayerRule
 from curvserve.engine.linearised import root
+from curvserve.engine.plain import PlainOperations
 from curvserve.engine.samples import Layout
 from curvserve.engine.second_order import Pass
 
@@ -93,7 +94,8 @@ class Link:
 
     def _run(self, x: Tensor) -> Tensor:
         # On a copy: the module may work in place.
-        result: Tensor = self.module(x.clone())
+        with PlainOperations():
+            result: Tensor = self.module(x.clone())
         return result
 
     def _derivatives(self, cotangents: Tensor, at: Tensor) -> Tensor:
@@ -104,8 +106,8 @@ class Link:
 
     def _push(self, vector: Tensor, name: str | None) -> Tensor:
         with torch.enable_grad(), context.disable():
-            x = self.input.detach().requires_grad_()
-            place = x if name is None else self.module.get_parameter(name)
+            x = self.input.detach()  # indices, for an embedding
+            place = x.requires_grad_() if name is None else self.module.get_parameter(name)
             dummy = torch.zeros_like(self.output, requires_grad=True)
             pulled = gradients([self._run(x)], [place], [dummy])
         return derivative(pulled, [dummy], [vector], [dummy])[0]

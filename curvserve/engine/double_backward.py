@@ -137,7 +137,8 @@ def _refuse(
 
 def _error(why: str) -> SecondDerivativeError:
     return SecondDerivativeError(
-        f"an operation cannot be differentiated twice: {why}\nAttention, recurrent nets and weight "
-        "norm can where the forward pass runs under curvserve.engine.products.plain_kernels(); "
-        "what torch.compile made and functions marked with @once_differentiable cannot."
+        f"an operation cannot be differentiated twice: {why}\nAttention, recurrent nets, weight "
+        "norm and bags of embeddings can where the forward pass runs under "
+        "curvserve.engine.products.plain_kernels(); what torch.compile made and functions marked "
+        "with @once_differentiable cannot."
     )

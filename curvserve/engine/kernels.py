@@ -1,4 +1,4 @@
-"""The kernels by which torch computes attention, recurrent nets and weight norm.
+"""The kernels by which torch computes attention, recurrent nets, weight norm and bags.
 
 Which of the first two run is a setting of the whole process, so one thread at a time chooses.
 """
@@ -6,11 +6,11 @@ Which of the first two run is a setting of the whole process, so one thread at a
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
+
+from curvserve.engine.plain import PlainOperations
 
 __all__ = ["math_attention", "plain_kernels"]
 
@@ -28,22 +28,13 @@ def math_attention() -> Iterator[None]:
 def plain_kernels() -> Iterator[None]:
     """A forward pass inside can be differentiated twice, and rightly.
 
-    Fused attention and cuDNN's recurrent nets have no second derivative, and fused weight norm has
-    a wrong one: plain operations take their place. Other threads wait at the same block.
+    Fused attention, cuDNN's recurrent nets and bags of embeddings have no second derivative, and
+    fused weight norm has a wrong one: plain operations take their place. Other threads wait at the
+    same block.
 
     Example:
         >>> with plain_kernels():
         ...     loss = criterion(model(inputs), targets)
     """
-    with math_attention(), torch.backends.cudnn.flags(enabled=False), _PlainWeightNorm():
+    with math_attention(), torch.backends.cudnn.flags(enabled=False), PlainOperations():
         yield
-
-
-class _PlainWeightNorm(TorchFunctionMode):
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch._weight_norm:
-            v, g, *axis = args
-            return g * v / torch.norm_except_dim(v, 2, *axis)
-        return func(*args, **(kwargs or {}))

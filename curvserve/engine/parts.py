@@ -12,7 +12,7 @@ from curvserve.engine.plan import Account, Plan
 from curvserve.engine.recording import Call
 from curvserve.engine.rows import Part
 
-__all__ = ["RulePart", "gather", "parts"]
+__all__ = ["RulePart", "arranged", "gather", "parts"]
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,24 @@ def parts(
             return {}
         replayed = _Replayed(account.way, call, account.names, own)
         return {p: _ReplayPart(replayed, name) for name, p in parameters.items()}
-    s = account.layout.samples_first(cotangents[0], samples)
-    a = account.layout.samples_first(call.tensors()[0], samples)
-    # Under autocast both may be rougher than the parameter: squares are summed in its type.
-    dtype = torch.promote_types(s.dtype, next(iter(parameters.values())).dtype)
-    s, a = s.to(dtype), a.to(dtype) if a.is_floating_point() else a
+    a, s = arranged(account, call, cotangents[0], samples)
     return {p: RulePart(account.way, call.module, name, a, s) for name, p in parameters.items()}
+
+
+def arranged(
+    account: Account, call: Call, cotangent: Tensor, samples: int
+) -> tuple[Tensor, Tensor]:
+    """The input and the cotangent of a call with a rule, as the rule wants them."""
+    rule = account.way
+    assert isinstance(rule, LayerRule)
+    a, s = rule.input(call.module, call.args, call.kwargs), cotangent
+    # Under autocast both may be rougher than the parameter: squares are summed in its type.
+    dtype = torch.promote_types(s.dtype, call.module.get_parameter(account.names[0]).dtype)
+    s, a = s.to(dtype), a.to(dtype) if a.is_floating_point() else a
+    return (
+        rule.arranged(a, account.layout, samples),
+        rule.arranged(s, account.layout, samples),
+    )
 
 
 def gather(

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import Any
 from curvserve_client.errors import (
     Draining,
     InvalidRequest,
+    ProblemError,
     SessionExists,
     StorageFailed,
     UnknownCheckpoint,
@@ -68,6 +70,7 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
         self._reserved: set[str] = set()
         self._draining = False
+        self._end = math.inf
 
     async def recover(self) -> None:
         """Open the store and bring back every session that it holds.
@@ -85,7 +88,7 @@ class Sessions:
             name = stored.record.name
             try:
                 state, differences = await recovery.state(stored)
-            except CannotRecover as error:
+            except (CannotRecover, ProblemError) as error:
                 self._reserved.add(name)
                 self.problems.append(f"session {name}: {error}; it is kept, and not served")
             else:
@@ -186,15 +189,17 @@ class Sessions:
             session.drain()
 
     async def finish(self, seconds: float) -> None:
-        """Let admitted work end, drop what has not begun by then, and let every watcher go.
+        """Let admitted work end, drop what has not ended by then, and let every watcher go.
 
         Args:
-            seconds: how long the admitted work may take.
+            seconds: how long the admitted work may take, from the first call.
         """
         self.drain()
         sessions = self.list()
+        now = asyncio.get_running_loop().time()
+        self._end = min(self._end, now + seconds)
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(self._end):
                 await asyncio.gather(*(session.idle() for session in sessions))
         for session in sessions:
             session.withdraw()

@@ -60,6 +60,7 @@ class Recovery:
 
         Raises:
             CannotRecover: its model is not served, or is another than it was.
+            ProblemError: a change cannot be repeated; out of memory, for one.
         """
         record = stored.record
         if record.model not in self._models:

@@ -11,6 +11,20 @@ from torch import Tensor
 SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
 TEXT = st.text(max_size=8)
 
+STRICTER = (
+    "does not begin with '{'",
+    "a dtype that does not travel",
+    "twice",
+    "is not described by dtype, shape and data_offsets",
+    "which is no size or offset",  # of a member that is unknown
+    "which is not a string",
+    "is not an object",
+    "is empty, and its other axes are absurdly large",
+    "has no valid shape",
+    "is BOOL and has a byte other than 0 and 1",
+)
+"""Reasons for which our reader refuses what the safetensors package takes."""
+
 
 @st.composite
 def tensors(draw: st.DrawFn, dtypes: list[torch.dtype]) -> Tensor:

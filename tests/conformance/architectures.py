@@ -47,9 +47,19 @@ for name, size in {
     "mnasnet0_5": 32,
     "mobilenet_v2": 32,
     "resnext50_32x4d": 32,
+    "mobilenet_v3_large": 32,
+    "convnext_tiny": 32,
+    "swin_t": 32,
 }.items():
     SLOW[name] = partial(of_torchvision, name, size)
 SLOW["googlenet"] = partial(of_torchvision, "googlenet", 32, aux_logits=False, init_weights=True)
+
+
+@slow
+def vit_b_32() -> Built:
+    model, x = of_torchvision("vit_b_32", 32, image_size=32)
+    nn.init.normal_(model.heads[-1].weight)  # zero at first: nothing would come back
+    return model, x
 
 
 @quick

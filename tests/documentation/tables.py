@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 
 from curvserve_client.errors import PROBLEMS, ProblemError
+from torch import nn
 
 import curvserve.engine.extensions  # noqa: F401 # a name of the package from then on
 from curvserve.engine import layers, losses
@@ -65,6 +66,8 @@ def extensions() -> str:
 
 def way(rule: LayerRule | None, kind: type[Quantity]) -> str:
     """How a quantity is had for a parameter of a layer."""
+    if kind in CHAINS and rule is not None and nn.Bilinear in rule.kinds:
+        return "–"  # it takes two inputs
     linear = rule is not None and type(rule).matrices is not LayerRule.matrices
     if kind in (KFRA, HBP):
         return "chain" if linear else "–"

@@ -10,15 +10,35 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 
-class PlainWeightNorm(TorchFunctionMode):
-    """Writes weight norm out: the second derivative of torch's own operation is wrong."""
+class Plain(TorchFunctionMode):
+    """Writes out weight norm and bags, whose second derivatives torch has wrong or not at all."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is nn.functional.embedding_bag:
+            return bags(*args, **kwargs)
         if func is not torch._weight_norm:
             return func(*args, **(kwargs or {}))
         direction, length, axis = args
         others = [i for i in range(direction.dim()) if i != axis]
         return length * direction / direction.square().sum(others, keepdim=True).sqrt()
+
+
+def bags(input, weight, offsets, mode, padding_idx, per_sample_weights, **options) -> Tensor:
+    """One bag after the other, one line of the table after the other."""
+    starts = offsets.tolist() if offsets is not None else []
+    if offsets is None:
+        starts = list(range(0, input.numel(), input.shape[1]))
+    elif options["include_last_offset"]:
+        starts = starts[:-1]
+    lines = input.flatten().tolist()
+    counts = [1.0] * len(lines) if per_sample_weights is None else per_sample_weights.flatten()
+    found = []
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        inside = [i for i in range(start, end) if lines[i] != padding_idx]
+        rows = [counts[i] * weight[lines[i]] for i in inside] or [torch.zeros_like(weight[0])]
+        bag = torch.stack(rows)
+        found.append({"sum": bag.sum(0), "mean": bag.mean(0), "max": bag.amax(0)}[mode])
+    return torch.stack(found)
 
 
 def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -106,7 +126,7 @@ def hessian_blocks(
     model: nn.Module, loss: nn.Module, inputs: Tensor, targets: Tensor
 ) -> dict[str, Tensor]:
     """The Hessian of the loss for each parameter alone, ``[p.numel(), p.numel()]``."""
-    with sdpa_kernel(SDPBackend.MATH), PlainWeightNorm():
+    with sdpa_kernel(SDPBackend.MATH), Plain():
         value = loss(outputs_of(model, inputs), targets)
         parameters = trained(model)
         found = {}

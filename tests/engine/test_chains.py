@@ -269,3 +269,13 @@ def test_options_that_have_no_meaning(options: tuple[str, ...], match: str) -> N
         HBP(*options)
     with pytest.raises(ValueError, match="modify must be"):
         PCHMP(modify="zero")
+
+
+def test_products_of_an_embedding() -> None:
+    """Its input are indices, of which there is no derivative."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 3)).double()
+    case = Case(model, torch.randint(5, (N, 2)), classes(N, 3), nn.CrossEntropyLoss())
+    run(case, PCHMP(), GGNMP())
+    for p in model.parameters():  # a piecewise linear model: both are the Gauss-Newton matrix
+        torch.testing.assert_close(p.pchmp(p), p.ggnmp(p), rtol=1e-10, atol=1e-14)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from curvserve.engine import backpack, evaluate, extend
-from curvserve.engine.errors import EngineError, ReplayError
+from curvserve.engine.errors import EngineError, ReplayError, UnsupportedLossError
 from curvserve.engine.extensions import (
     GGNMP,
     HMP,
@@ -14,9 +15,10 @@ from curvserve.engine.extensions import (
     HutchinsonDiagonal,
     HutchinsonTrace,
 )
+from curvserve.engine.losses import Likelihood
 from tests.engine import reference
 from tests.engine.test_quantities import collected, largest_error, run
-from tests.engine.zoo import ZOO, Case, make
+from tests.engine.zoo import ZOO, Case, Wrapped, make
 
 Blocks = dict[str, Tensor]
 
@@ -98,6 +100,34 @@ class TestProducts:
             loss(extend(model)(torch.randn(4, 6)), torch.randn(4, 9)).backward()
         with pytest.raises(ReplayError, match="draws random numbers"):
             model[0].weight.hmp(model[0].weight)
+
+    def test_an_operation_without_a_second_derivative(self) -> None:
+        class Once(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: object, x: Tensor) -> Tensor:
+                return 2 * x
+
+            @staticmethod
+            @torch.autograd.function.once_differentiable
+            def backward(ctx: object, gradient: Tensor) -> Tensor:
+                return 2 * gradient
+
+        model = Wrapped(lambda m, x: Once.apply(m.body(x)), body=nn.Linear(6, 4))
+        loss = extend(nn.MSELoss())
+        with backpack(GGNMP(), HMP()):
+            loss(extend(model)(torch.randn(3, 6)), torch.randn(3, 4)).backward()
+        weight = model.body.weight
+        for product in (weight.ggnmp, weight.hmp):
+            with pytest.raises(EngineError, match="cannot be differentiated twice"):
+                product(weight)
+
+    def test_a_loss_without_an_exact_factor(self) -> None:
+        """Refused by the backward pass, not when the product is first called."""
+        model = extend(nn.Linear(6, 4))
+        loss = extend(Likelihood(lambda f: Normal(f[:, :2], f[:, 2:].exp())))
+        with pytest.raises(UnsupportedLossError, match="Monte-Carlo"), backpack(GGNMP()):
+            loss(model(torch.randn(3, 6)), torch.randn(3, 2)).backward()
+        assert not hasattr(model.weight, "ggnmp")
 
     def test_something_between_the_model_and_the_loss(self) -> None:
         model, loss = extend(nn.Linear(6, 4)), extend(nn.MSELoss())

@@ -144,7 +144,7 @@ def test_a_weight_used_twice_has_more_positions() -> None:
     assert [tuple(f.shape) for f in shared.kflr] == [(6, 6), (6, 6)]
 
 
-@pytest.mark.parametrize("name", ["recurrent", "bilinear", "embedding_with_padding"])
+@pytest.mark.parametrize("name", ["recurrent", "language_model", "embedding_with_padding"])
 def test_a_weight_that_is_no_matrix_of_a_layer(name: str) -> None:
     case = make(name)
     with pytest.raises(UncoveredParameterError, match="KFAC has no Kronecker factors"):

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from curvserve.engine import backpack, extend, layers
 from curvserve.engine.errors import MixedSamplesError, UncoveredParameterError
-from curvserve.engine.extensions import BatchGrad, DiagGGNExact
+from curvserve.engine.extensions import HMP, BatchGrad, DiagGGNExact, DiagHessian
 from curvserve.engine.layers.recurrent import RecurrentReplay
 from tests.engine import reference
 from tests.engine.test_quantities import collected, largest_error, run
@@ -52,23 +52,38 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, Callable[[], Tensor], bool]]] = 
     ),
     "transposed 2d": lambda: (nn.ConvTranspose2d(2, 3, 2, 2), image(2, 3, 3), True),
     "transposed 3d": lambda: (nn.ConvTranspose3d(2, 2, 2, bias=False), image(2, 2, 2, 2), True),
-    "batch norm 1d": lambda: (eval_mode(nn.BatchNorm1d(4)), image(4, 3), False),
+    "batch norm 1d": lambda: (eval_mode(nn.BatchNorm1d(4)), image(4, 3), True),
     "batch norm 2d": lambda: (eval_mode(nn.BatchNorm2d(4)), image(4, 3, 3), True),
     "batch norm 3d": lambda: (eval_mode(nn.BatchNorm3d(2)), image(2, 2, 2, 2), True),
-    "group norm": lambda: (nn.GroupNorm(2, 4), image(4, 3, 3), False),
-    "instance norm": lambda: (nn.InstanceNorm2d(3, affine=True), image(3, 3, 3), False),
+    "batch norm of vectors": lambda: (eval_mode(nn.BatchNorm1d(4)), image(4), True),
+    "group norm": lambda: (nn.GroupNorm(2, 4), image(4, 3, 3), True),
+    "group norm of vectors": lambda: (nn.GroupNorm(2, 4), image(4), True),
+    "instance norm": lambda: (nn.InstanceNorm2d(3, affine=True), image(3, 3, 3), True),
+    "instance norm 1d": lambda: (
+        nn.InstanceNorm1d(3, affine=True, track_running_stats=True), image(3, 4), True
+    ),
+    "instance norm 3d": lambda: (
+        eval_mode(nn.InstanceNorm3d(2, affine=True, track_running_stats=True)),
+        image(2, 2, 2, 2), True,
+    ),
     "layer norm": lambda: (nn.LayerNorm((3, 4)), lambda: torch.randn(N, 2, 3, 4), True),
     "rms norm": lambda: (nn.RMSNorm(4), lambda: torch.randn(N, 3, 4), True),
     "rms norm of two axes": lambda: (nn.RMSNorm((3, 4), eps=1e-3), image(2, 3, 4), True),
     "embedding": lambda: (
         nn.Embedding(5, 3, padding_idx=1), lambda: torch.randint(5, (N, 4)), True
     ),
-    "embedding bag": lambda: (nn.EmbeddingBag(5, 3), lambda: torch.randint(5, (N, 4)), False),
-    "embedding bag sum": lambda: (
-        nn.EmbeddingBag(5, 3, mode="sum", padding_idx=0), lambda: torch.randint(5, (N, 4)), False
+    "embedding bag": lambda: (
+        nn.EmbeddingBag(5, 3, padding_idx=0), lambda: torch.randint(5, (N, 4)), True
     ),
-    "prelu": lambda: (nn.PReLU(), image(3, 4), False),
-    "prelu by channel": lambda: (nn.PReLU(3), image(3, 4), False),
+    "embedding bag sum": lambda: (
+        nn.EmbeddingBag(5, 3, mode="sum"), lambda: torch.randint(5, (N, 4)), True
+    ),
+    "embedding bag max": lambda: (
+        nn.EmbeddingBag(5, 3, mode="max"), lambda: torch.randint(5, (N, 4)), False
+    ),
+    "prelu": lambda: (nn.PReLU(), image(3, 4), True),
+    "prelu of vectors": lambda: (nn.PReLU(4), image(4), True),
+    "prelu by channel": lambda: (nn.PReLU(3), image(3, 4), True),
     "weight norm": lambda: (parametrizations.weight_norm(nn.Conv1d(2, 3, 2)), image(2, 4), False),
     "spectral norm": lambda: (
         parametrizations.spectral_norm(nn.Linear(4, 3)).eval(), lambda: torch.randn(N, 4), False
@@ -309,14 +324,55 @@ def test_any_transposed_convolution(data: st.DataObject) -> None:
     check(Case(model, x.double(), classes(2, 3), nn.CrossEntropyLoss()))
 
 
-def test_samples_of_different_length_in_one_axis_are_refused() -> None:
-    """Bags by offsets and packed sequences: no axis of the input is that of the samples."""
-    bags = Wrapped(
-        lambda m, x: m.head(m.bags(x, torch.tensor([0, 2, 3]))),
-        bags=nn.EmbeddingBag(5, 4),
-        head=nn.Linear(4, 4),
-    )
-    packed = Wrapped(
+BAGS = {
+    "offsets": ([0, 2, 2], {}),  # one bag is empty
+    "last offset": ([0, 2, 3, 6], {"include_last_offset": True}),
+    "padding": ([0, 2, 4], {"padding_idx": 2}),
+    "sum": ([0, 1, 4], {"mode": "sum", "padding_idx": 1}),
+    "weights": ([0, 1, 4], {"mode": "sum"}),
+}
+
+
+@pytest.mark.parametrize("name", BAGS)
+def test_bags_by_offsets(name: str) -> None:
+    """No axis of the input is that of the samples, but one of the output is."""
+    torch.manual_seed(0)
+    offsets, options = BAGS[name]
+    weighted = name == "weights"
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        weights = m.weights[x] if weighted else None
+        return m.head(m.bags(x, torch.tensor(offsets), weights).tanh())
+
+    more = {"weights": nn.Parameter(torch.randn(5))} if weighted else {}
+    bags = nn.EmbeddingBag(5, 4, **options)
+    model = Wrapped(forward, bags=bags, head=nn.Linear(4, 4), **more).double()
+    case = Case(model, torch.tensor([0, 1, 2, 3, 4, 0]), classes(N), nn.CrossEntropyLoss())
+    if weighted:  # they are per entry, so that no sample can be told from its input
+        model.weights.requires_grad_(False)
+    check(case)
+    run(case, DiagHessian(), HMP())
+    blocks = reference.hessian_blocks(case.model, case.loss, case.inputs, case.targets)
+    for key, p in reference.trained(model).items():
+        torch.testing.assert_close(p.diag_h.flatten(), blocks[key].diagonal())
+        torch.testing.assert_close(p.hmp(p).flatten(), blocks[key] @ p.flatten())
+
+
+def test_inputs_of_a_bilinear_layer_by_name() -> None:
+    torch.manual_seed(0)
+    model = Wrapped(
+        lambda m, x: m.head(m.mix(input2=m.second(x), input1=m.first(x)).tanh()),
+        first=nn.Linear(3, 2), second=nn.Linear(3, 2), mix=nn.Bilinear(2, 2, 3),
+        head=nn.Linear(3, 4),
+    ).double()  # fmt: skip
+    assert layers.find(model.mix) is not None
+    x, y = torch.randn(N, 5, 3).double(), torch.randn(N, 5, 4).double()
+    check(Case(model, x, y, nn.MSELoss()))
+
+
+def test_packed_sequences_are_refused() -> None:
+    """Samples of different length lie one after the other in steps: no axis is theirs."""
+    model = Wrapped(
         lambda m, x: m.head(
             m.body(nn.utils.rnn.pack_padded_sequence(x, [4, 3, 2], batch_first=True))[1][0]
         ),
@@ -324,7 +380,60 @@ def test_samples_of_different_length_in_one_axis_are_refused() -> None:
         head=nn.Linear(4, 4),
     )
     loss = extend(nn.CrossEntropyLoss())
-    for model, x in ((bags, torch.tensor([0, 1, 2, 3, 4, 0])), (packed, torch.randn(N, 4, 2))):
-        with pytest.raises(UncoveredParameterError, match="is used where"), backpack(BatchGrad()):
-            loss(extend(model)(x), classes(N)).backward()
-        assert all(not hasattr(p, "grad_batch") for p in model.parameters())
+    with pytest.raises(UncoveredParameterError, match="is used where"), backpack(BatchGrad()):
+        loss(extend(model)(torch.randn(N, 4, 2)), classes(N)).backward()
+    assert all(not hasattr(p, "grad_batch") for p in model.parameters())
+
+
+@pytest.mark.parametrize("repeat", [1, 3])  # by as many lines as channels no shape tells
+def test_samples_on_the_last_axis_of_a_convolution(repeat: int) -> None:
+    """Where they lie the rule would see positions: the container is replayed instead."""
+    torch.manual_seed(0)
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        lines = m.before(x).T.unsqueeze(0).repeat(repeat, 1, 1)
+        return m.head(m.mix(m.norm(lines)).sum(0).T)
+
+    model = Wrapped(
+        forward, before=nn.Linear(3, 3), norm=eval_mode(nn.BatchNorm1d(3)), mix=nn.Conv1d(3, 3, 1),
+        head=nn.Linear(3, 4),
+    ).double()  # fmt: skip
+    check(Case(model, torch.randn(5, 3).double(), classes(5), nn.CrossEntropyLoss()))
+
+
+@pytest.mark.parametrize("channels", [2, 4])  # as many as positions
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.ConvTranspose1d, nn.InstanceNorm1d])
+def test_a_single_sample_without_a_batch_axis(kind: type[nn.Module], channels: int) -> None:
+    torch.manual_seed(0)
+    norm = kind is nn.InstanceNorm1d
+    layer = nn.InstanceNorm1d(channels, affine=True) if norm else kind(channels, channels, 1)
+    model = Wrapped(
+        lambda m, x: m.head(m.layer(m.before(x)[0]).tanh().flatten().unsqueeze(0)),
+        before=nn.Linear(4, 4), layer=layer, head=nn.Linear(4 * channels, 4),
+    ).double()  # fmt: skip
+    check(Case(model, torch.randn(1, channels, 4).double(), classes(1), nn.CrossEntropyLoss()))
+
+
+@pytest.mark.parametrize("time_first", [False, True])
+@pytest.mark.parametrize(
+    "name", [n for n in LAYERS if LAYERS[n]()[2] and LAYERS[n]()[1]().is_floating_point()]
+)
+def test_frames_folded_into_the_batch_axis(name: str, time_first: bool) -> None:
+    """The layers with a rule see ``[N * T, ...]`` or ``[T * N, ...]``, as those of a video do."""
+    torch.manual_seed(0)
+    layer, inputs, _ = LAYERS[name]()
+    x = torch.stack([inputs() for _ in range(2)], 1)
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.before(x)
+        if time_first:
+            return m.head(m.layer(x.transpose(0, 1).flatten(0, 1)).tanh().view(2, N, -1).sum(0))
+        return m.head(m.layer(x.flatten(0, 1)).tanh().view(N, 2, -1).sum(1))
+
+    width = layer(x[:, 0])[0].numel()
+    mode = layer.training
+    model = Wrapped(
+        forward, before=nn.Linear(x.shape[-1], x.shape[-1]), layer=layer, head=nn.Linear(width, 4)
+    ).double()  # fmt: skip
+    layer.train(mode)
+    check(Case(model, x.double(), classes(N), nn.CrossEntropyLoss()))

@@ -45,7 +45,7 @@ def test_a_number_of_draws_that_is_none(count: object) -> None:
         DiagGGNMC(count)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("samples", [[], [1, 1]])
+@pytest.mark.parametrize("samples", [[], [1, 1], [-1], [0.5], 3])
 def test_a_subsampling_that_is_none(samples: list[int]) -> None:
     with pytest.raises(ValueError, match="subsampling must be"):
         BatchGrad(subsampling=samples)

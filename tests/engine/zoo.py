@@ -268,11 +268,11 @@ def embedding_with_padding() -> Case:
 class LanguageModel(nn.Module):
     """Tied embedding and head, positions added from an index that has no samples."""
 
-    def __init__(self, words: int = 7, width: int = 6) -> None:
+    def __init__(self, words: int = 7, width: int = 6, heads: int = 2) -> None:
         super().__init__()
         self.table = nn.Embedding(words, width)
         self.places = nn.Embedding(4, width)
-        self.attend = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.attend = nn.MultiheadAttention(width, heads, batch_first=True)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,9 +22,12 @@ def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
     return "\r\n".join(lines).encode("latin-1") + body
 
 
-def read_answer(connection: socket.socket) -> httpx.Response | None:
-    """Read one answer; None where the server closes the connection without one."""
-    answer = HTTPResponse(connection)
+def read_answer(connection: socket.socket, *, to_head: bool = False) -> httpx.Response | None:
+    """Read one answer; None where the server closes the connection without one.
+
+    The answer to a HEAD has no body, whatever length it says.
+    """
+    answer = HTTPResponse(connection, method="HEAD" if to_head else None)
     try:
         answer.begin()
     except (RemoteDisconnected, ConnectionResetError):  # reset where it had not read everything

@@ -226,6 +226,33 @@ def test_a_model_that_has_other_parameters_now_is_told_of(tmp_path: Path) -> Non
     with_sessions(second, opened, models=(other,))
 
 
+class Overflow(nn.Module):
+    """Takes the place of a layer that has no parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 0
+
+
+def test_a_change_that_cannot_be_repeated_keeps_its_session_from_being_served(
+    tmp_path: Path,
+) -> None:
+    opened = folder(tmp_path / "data")
+
+    async def first(sessions: Sessions) -> None:
+        await (await sessions.create("plain", name="s")).step(request(), some_batch, {})
+
+    async def broken(sessions: Sessions) -> None:
+        assert sessions.list() == []
+        assert "session s:" in sessions.problems[0] and "not served" in sessions.problems[0]
+
+    async def again(sessions: Sessions) -> None:
+        assert sessions.find("s").state.version == 1
+
+    with_sessions(first, opened, closes=False)
+    with_sessions(broken, opened, models=(classifier("plain", Overflow),))
+    with_sessions(again, opened)
+
+
 def test_a_replay_that_gives_other_bits_is_told_and_served(tmp_path: Path) -> None:
     """The model's forward pass has changed between the two starts, its parameters have not."""
     opened = folder(tmp_path / "data")

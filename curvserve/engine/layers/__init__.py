@@ -5,12 +5,17 @@ from torch.nn.utils import parametrize
 
 from curvserve.engine.layers.base import LayerRule
 from curvserve.engine.layers.batch_norm import BatchNorm
+from curvserve.engine.layers.bilinear import Bilinear
 from curvserve.engine.layers.conv import Conv
 from curvserve.engine.layers.conv_transpose import ConvTranspose
 from curvserve.engine.layers.embedding import Embedding
+from curvserve.engine.layers.embedding_bag import EmbeddingBag
 from curvserve.engine.layers.flatten import Flatten
+from curvserve.engine.layers.group_norm import GroupNorm
+from curvserve.engine.layers.instance_norm import InstanceNorm
 from curvserve.engine.layers.layer_norm import LayerNorm
 from curvserve.engine.layers.linear import Linear
+from curvserve.engine.layers.prelu import PReLU
 from curvserve.engine.layers.rms_norm import RMSNorm
 
 __all__ = ["RULES", "Flatten", "LayerRule", "find", "register"]
@@ -19,12 +24,17 @@ RULES: dict[type[nn.Module], LayerRule] = {
     kind: rule
     for rule in (
         Linear(),
+        Bilinear(),
         Conv(),
         ConvTranspose(),
         Embedding(),
+        EmbeddingBag(),
         LayerNorm(),
         RMSNorm(),
         BatchNorm(),
+        GroupNorm(),
+        InstanceNorm(),
+        PReLU(),
     )
     for kind in rule.kinds
 }

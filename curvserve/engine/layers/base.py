@@ -4,9 +4,11 @@ Adding a layer kind is adding one file beside this one and naming it in ``__init
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
+
+from curvserve.engine.samples import Layout
 
 __all__ = ["LayerRule"]
 
@@ -19,15 +21,19 @@ class LayerRule(ABC):
 
     Everywhere, ``a`` is the layer's input and ``s`` the cotangent at its output, both arranged
     with the N samples first: ``[N, *extra, *layer's own axes]``, where the extra axes are those
-    that the layer treats alike (tokens, frames), none in the simplest case.
+    that the layer treats alike (tokens, frames), none in the simplest case. Where the layer is
+    ``batched`` there is always one: ``[N, K, C, *space]`` with the batch axis taken apart.
 
     Attributes:
         kinds: The module classes that the rule covers.
         parameters: The names of the parameters that the rule covers.
+        batched: Whether the layer gives the axes a meaning by their order, batch and channels
+            first; then the samples must lie on the first.
     """
 
     kinds: ClassVar[tuple[type[nn.Module], ...]]
     parameters: ClassVar[tuple[str, ...]] = ("weight", "bias")
+    batched: ClassVar[bool] = False
 
     @abstractmethod
     def rows(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
@@ -78,3 +84,23 @@ class LayerRule(ABC):
     def objection(self, module: nn.Module) -> str | None:
         """Why nothing can be computed for this very module, if so."""
         return None
+
+    def input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """What the layer is linear in, with the batch axis of its output; its first argument."""
+        first: Tensor = args[0] if args else next(iter(kwargs.values()))
+        return first
+
+    def axes(self, module: Any) -> int | None:
+        """How many axes the input has together with the batch axis, if it may lack that one."""
+        return None
+
+    def admits(self, module: nn.Module, layout: Layout, axes: int) -> bool:
+        """Whether the rule is right where the samples lie so in an input of so many axes."""
+        return not self.batched or (layout.axis == 0 and axes == (self.axes(module) or axes))
+
+    def arranged(self, tensor: Tensor, layout: Layout, samples: int) -> Tensor:
+        """An input or a cotangent as the rule wants it."""
+        arranged = layout.samples_first(tensor, samples)
+        if not self.batched:
+            return arranged
+        return arranged.unsqueeze(1) if layout == Layout() else arranged.flatten(1, 2)

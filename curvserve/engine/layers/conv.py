@@ -1,6 +1,6 @@
 """``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d`` with every option."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, einsum, nn
 from torch.nn import functional as F
@@ -14,17 +14,20 @@ class Conv(LayerRule):
     """A convolution is a linear layer on patches: the row for W is ``sum_l s_l patch_l^T``."""
 
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    batched: ClassVar[bool] = True
+
+    def axes(self, module: Any) -> int:
+        """Batch, channels, space."""
+        return 2 + len(module.kernel_size)
 
     def rows(self, module: Any, name: str, a: Tensor, s: Tensor) -> Tensor:
-        """See the base class; ``a`` is ``[N, *, C, *space]``, ``s`` is ``[N, *, O, *space']``."""
-        samples, own = len(s), len(module.kernel_size) + 1
-        s = s.reshape(samples, -1, *s.shape[-own:]).flatten(3)  # [N, extra, O, positions]
+        """See the base class; ``a`` is ``[N, K, C, *space]``, ``s`` is ``[N, K, O, *space']``."""
+        s = s.flatten(3)
         if name == "bias":
             return s.sum((1, 3))
-        patches = _patches(module, a.reshape(-1, *a.shape[-own:]))
-        patches = patches.unflatten(0, (samples, -1)).unflatten(2, (module.groups, -1))
-        s = s.unflatten(2, (module.groups, -1))
-        return einsum("ntgol,ntgkl->ngok", s, patches).reshape(samples, *module.weight.shape)
+        patches = _patches(module, a.flatten(0, 1)).unflatten(0, s.shape[:2])
+        patches, s = (t.unflatten(2, (module.groups, -1)) for t in (patches, s))
+        return einsum("ntgol,ntgkl->ngok", s, patches).reshape(len(s), *module.weight.shape)
 
     def matrices(
         self, module: Any, name: str, a: Tensor, s: Tensor
@@ -32,13 +35,8 @@ class Conv(LayerRule):
         """The patches, and the cotangents at the positions they belong to (without groups)."""
         if name == "bias" or module.groups > 1:
             return None
-        samples, own = len(s), len(module.kernel_size) + 1
-        patches = _patches(module, a.reshape(-1, *a.shape[-own:])).mT
-        cotangents = s.reshape(-1, *s.shape[-own:]).flatten(2).mT
-        return (
-            patches.reshape(samples, -1, patches.shape[-1]),
-            cotangents.reshape(samples, -1, cotangents.shape[-1]),
-        )
+        patches = _patches(module, a.flatten(0, 1)).unflatten(0, s.shape[:2])
+        return patches.mT.flatten(1, 2), s.flatten(3).mT.flatten(1, 2)
 
 
 def _patches(module: Any, a: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """``nn.ConvTranspose1d``, ``nn.ConvTranspose2d`` and ``nn.ConvTranspose3d`` with every option."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, einsum, nn
 from torch.nn import functional as F
@@ -14,18 +14,20 @@ class ConvTranspose(LayerRule):
     """A convolution, with a flipped kernel, of the input spread out by the stride."""
 
     kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    batched: ClassVar[bool] = True
+
+    def axes(self, module: Any) -> int:
+        """Batch, channels, space."""
+        return 2 + len(module.kernel_size)
 
     def rows(self, module: Any, name: str, a: Tensor, s: Tensor) -> Tensor:
-        """See the base class; ``a`` is ``[N, *, C, *space]``, ``s`` is ``[N, *, O, *space']``."""
-        samples, own = len(s), len(module.kernel_size) + 1
-        space = s.shape[1 - own :]
-        s = s.reshape(samples, -1, *s.shape[-own:]).flatten(3)  # [N, extra, O, positions]
+        """See the base class; ``a`` is ``[N, K, C, *space]``, ``s`` is ``[N, K, O, *space']``."""
+        space, s = s.shape[3:], s.flatten(3)
         if name == "bias":
             return s.sum((1, 3))
-        patches = _patches(module, a.reshape(-1, *a.shape[-own:]), space)
-        patches = patches.unflatten(0, (samples, -1)).unflatten(2, (module.groups, -1))
-        s = s.unflatten(2, (module.groups, -1))
-        return einsum("ntgol,ntgckl->ngcok", s, patches).reshape(samples, *module.weight.shape)
+        patches = _patches(module, a.flatten(0, 1), space).unflatten(0, s.shape[:2])
+        patches, s = (t.unflatten(2, (module.groups, -1)) for t in (patches, s))
+        return einsum("ntgol,ntgckl->ngcok", s, patches).reshape(len(s), *module.weight.shape)
 
     def matrices(
         self, module: Any, name: str, a: Tensor, s: Tensor
@@ -33,14 +35,8 @@ class ConvTranspose(LayerRule):
         """The patches, K running over ``[C, *kernel]``, and the cotangents (without groups)."""
         if name == "bias" or module.groups > 1:
             return None
-        samples, own = len(s), len(module.kernel_size) + 1
-        patches = _patches(module, a.reshape(-1, *a.shape[-own:]), s.shape[1 - own :])
-        patches = patches.flatten(1, 2).mT
-        cotangents = s.reshape(-1, *s.shape[-own:]).flatten(2).mT
-        return (
-            patches.reshape(samples, -1, patches.shape[-1]),
-            cotangents.reshape(samples, -1, cotangents.shape[-1]),
-        )
+        patches = _patches(module, a.flatten(0, 1), s.shape[3:]).unflatten(0, s.shape[:2])
+        return patches.flatten(2, 3).mT.flatten(1, 2), s.flatten(3).mT.flatten(1, 2)
 
 
 def _patches(module: Any, a: Tensor, space: Any) -> Tensor:

@@ -1,5 +1,7 @@
 """``nn.Linear`` with any number of extra axes between the samples and the features."""
 
+from typing import ClassVar
+
 from torch import Tensor, einsum, nn
 
 from curvserve.engine.layers.base import LayerRule
@@ -10,7 +12,7 @@ __all__ = ["Linear"]
 class Linear(LayerRule):
     """``y = W a + b``: the row for W is ``sum_t s_t a_t^T``, that for b is ``sum_t s_t``."""
 
-    kinds = (nn.Linear,)
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
 
     def rows(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
         """See the base class; ``a`` is ``[N, *, in]``, ``s`` is ``[N, *, out]``."""

@@ -7,6 +7,7 @@ short function of the per-sample rows ``J_n^T s_n`` of each parameter: of the gr
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from operator import index
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -149,14 +150,7 @@ class Subsampled(Quantity):
     subsampling: list[int] | None
 
     def _choose(self, subsampling: Sequence[int] | None) -> None:
-        if subsampling is not None:
-            subsampling = [int(index) for index in subsampling]
-            if not subsampling or len(set(subsampling)) < len(subsampling):
-                raise ValueError(
-                    "subsampling must be a non-empty list of different sample indices, "
-                    f"got {subsampling}"
-                )
-        self.subsampling = subsampling
+        self.subsampling = None if subsampling is None else _indices(subsampling)
 
     def chosen(self, rows: Rows) -> Tensor:
         """The rows of the chosen samples ``[len(subsampling), *p]``, of all by default.
@@ -166,9 +160,21 @@ class Subsampled(Quantity):
         """
         if self.subsampling is None:
             return rows.dense()
-        if max(self.subsampling) >= rows.samples or min(self.subsampling) < 0:
+        if max(self.subsampling) >= rows.samples:
             raise IndexError(
                 f"{type(self).__name__}(subsampling={self.subsampling}) on a batch of "
                 f"{rows.samples} samples"
             )
         return rows.dense(torch.tensor(self.subsampling))
+
+
+def _indices(given: Sequence[int]) -> list[int]:
+    try:
+        found = [index(i) for i in given]
+    except TypeError:
+        found = []
+    if not found or min(found) < 0 or len(set(found)) < len(found):
+        raise ValueError(
+            f"subsampling must be a non-empty list of different sample indices, got {given}"
+        )
+    return found

@@ -22,6 +22,7 @@ from curvserve.engine.hbp_options import (
 from curvserve.engine.layers import LayerRule
 from curvserve.engine.quantities.base import Quantity
 from curvserve.engine.quantities.kronecker import KFAC, KFLR
+from curvserve.engine.samples import Layout
 from curvserve.engine.second_order import Pass
 
 __all__ = ["KFRA", "HBP"]
@@ -110,7 +111,8 @@ class _Averaged(Quantity):
         """The layer's inputs ``[N, T, K]``, and the matrix summed over pairs of positions."""
         units = torch.arange(matrix.shape[0], device=matrix.device).to(matrix.dtype)
         numbered = units.reshape(1, *link.output.shape[1:]).expand(link.output.shape)
-        made = rule.matrices(link.module, "weight", link.input, numbered)
+        a, s = (rule.arranged(t, Layout(), len(numbered)) for t in (link.input, numbered))
+        made = rule.matrices(link.module, "weight", a, s)
         if made is None or name not in ("weight", "bias"):
             raise UncoveredParameterError(
                 f"parameter '{name}' of {type(link.module).__name__}: {type(self).__name__} has no "

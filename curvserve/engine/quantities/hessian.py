@@ -4,8 +4,9 @@ With f the model's output and g the gradient of the loss there, the Hessian is
 ``J^T H J + sum_k g_k d^2 f_k / dp^2``: the Gauss-Newton matrix, and the *residual* of curvature
 that the model itself has. The first is had as everywhere here. The second is zero for networks
 that are piecewise linear (found by a probe with a random vector), and is otherwise computed one
-column at a time: of the outputs of the layer where the layer is linear in the parameter and used
-once, else of the parameter itself, which is exact for anything that can be differentiated twice.
+column at a time: of the outputs of the layer where the layer is linear in the parameter, used once
+and has no more outputs than parameters, else of the parameter itself, which is exact for anything
+that can be differentiated twice.
 """
 
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from curvserve.engine.graph import RecordedCall
 from curvserve.engine.layers import LayerRule
 from curvserve.engine.linearised import twice_differentiable
 from curvserve.engine.losses.base import LossAt
+from curvserve.engine.parts import arranged
 from curvserve.engine.plan import Account
 from curvserve.engine.quantities.base import Quantity
 from curvserve.engine.second_order import Pass
@@ -51,7 +53,7 @@ class DiagHessian(Quantity):
                     part = self._reduce(squares)
                     known = states.get(parameter)
                     states[parameter] = part if known is None else known.add_(part)
-        residual = _Residual(at)
+        residual = _Residual(at, 1 if self.per_sample is None else at.plan.samples)
         for parameter, part in residual.of_layers():
             states[parameter] += self._reduce(part)
         for other in residual.others:
@@ -99,11 +101,18 @@ class _Residual:
 
     Attributes:
         gradient: The gradient g of the loss with respect to the output.
-        others: The parameters that no single layer is linear in.
+        others: The parameters that no single layer is linear in, and after :meth:`of_layers` those
+            that are cheaper one element at a time.
     """
 
-    def __init__(self, at: Pass) -> None:
-        self._at = at
+    def __init__(self, at: Pass, repeats: int) -> None:
+        """Sorts the parameters.
+
+        Args:
+            at: The pass.
+            repeats: How often the elements of a parameter of ``others`` are gone through.
+        """
+        self._at, self._repeats = at, repeats
         self.gradient = at.loss.gradient()
         uses: dict[Tensor, list[tuple[RecordedCall, Account, str]]] = {}
         for account in at.plan.accounts:
@@ -133,6 +142,11 @@ class _Residual:
         ):
             if gradient is None or not _curved(gradient, edge):
                 continue
+            # A scale by channel has fewer elements than its layer's output has units.
+            elements = sum(used.numel() for used, _, _ in parameters)
+            if elements * self._repeats < gradient.numel() // self._at.plan.samples:
+                self.others += [used for used, _, _ in parameters]
+                continue
             for unit in self._units(gradient, parameters[0][1]):
                 curved = _product(gradient, edge, unit)
                 for parameter, account, name in parameters:
@@ -154,13 +168,11 @@ class _Residual:
     def _term(
         self, recorded: RecordedCall, account: Account, name: str, unit: Tensor, curved: Tensor
     ) -> Tensor:
-        rule, module, samples = account.way, recorded.call.module, self._at.plan.samples
+        rule, call, samples = account.way, recorded.call, self._at.plan.samples
         assert isinstance(rule, LayerRule)
-        a = account.layout.samples_first(recorded.call.tensors()[0], samples)
-        if a.is_floating_point():
-            a = a.to(unit.dtype)
-        first, second = (account.layout.samples_first(t, samples) for t in (unit, curved))
-        return rule.rows(module, name, a, first) * rule.rows(module, name, a, second)
+        a, first = arranged(account, call, unit, samples)
+        second = rule.arranged(curved, account.layout, samples)
+        return rule.rows(call.module, name, a, first) * rule.rows(call.module, name, a, second)
 
     def diagonal(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         """The diagonal with respect to a parameter, one column for each of its elements."""

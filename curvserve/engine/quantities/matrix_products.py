@@ -31,7 +31,7 @@ from curvserve.engine.second_order import Pass
 
 __all__ = ["GGNMP", "HMP", "BlockProduct", "Unchanged"]
 
-_Matrix = Callable[["_Again", Linearised], Product]
+_Matrix = Callable[[Linearised], Product]
 
 
 class Unchanged:
@@ -92,7 +92,7 @@ class _Again:
     def times(self, matrix: _Matrix, parameter: Tensor, vector: Tensor) -> Tensor:
         if parameter not in self._products:
             model = Linearised(self._edge, self.loss.outputs, [parameter])
-            self._products[parameter] = matrix(self, model)
+            self._products[parameter] = matrix(model)
         return self._products[parameter]([vector])[0]
 
     @cached_property
@@ -101,10 +101,6 @@ class _Again:
             result = rerun(self._call, self._index, self.loss.outputs)
         assert result.grad_fn is not None
         return GradientEdge(result.grad_fn, result.output_nr)
-
-    @cached_property
-    def loss_ggn(self) -> Callable[[Tensor], Tensor]:
-        return loss_ggn_product(self.loss)
 
 
 class GGNMP(Quantity):
@@ -128,14 +124,15 @@ class GGNMP(Quantity):
 
     def compute(self, at: Pass) -> dict[Tensor, BlockProduct]:
         """See the base class."""
-        again = _Again(at)
+        again, matrix = _Again(at), self._matrix(at.loss)
         return {
-            p: BlockProduct(p.shape, again.parameters, partial(again.times, self._matrix, p))
+            p: BlockProduct(p.shape, again.parameters, partial(again.times, matrix, p))
             for p in (*at.parameters(), *at.absent)
         }
 
-    def _matrix(self, again: _Again, model: Linearised) -> Product:
-        return ggn_product(model, again.loss_ggn)
+    def _matrix(self, loss: LossAt) -> _Matrix:
+        factor = loss_ggn_product(loss)  # now: a loss that has none is refused by the backward pass
+        return lambda model: ggn_product(model, factor)
 
     def merge(self, states: object) -> object:
         """Products of parts of a batch are not put together."""
@@ -156,5 +153,5 @@ class HMP(GGNMP):
         """
         super().__init__(savefield)
 
-    def _matrix(self, again: _Again, model: Linearised) -> Product:
-        return hessian_product(model, again.loss)
+    def _matrix(self, loss: LossAt) -> _Matrix:
+        return lambda model: hessian_product(model, loss)

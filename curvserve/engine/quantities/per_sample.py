@@ -33,7 +33,7 @@ class BatchGrad(GradientQuantity, Subsampled):
                 stays that of the full batch.
 
         Raises:
-            ValueError: The list is empty or names a sample twice.
+            ValueError: The list is no list of different indices.
         """
         self._choose(subsampling)
 

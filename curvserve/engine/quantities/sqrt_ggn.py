@@ -55,7 +55,7 @@ class SqrtGGNExact(_Stacked, Exact):
                 stays that of the full batch.
 
         Raises:
-            ValueError: The list is empty or names a sample twice.
+            ValueError: The list is no list of different indices.
         """
         self._choose(subsampling)
 
@@ -74,8 +74,8 @@ class SqrtGGNMC(_Stacked, MonteCarlo):
                 stays that of the full batch.
 
         Raises:
-            ValueError: ``mc_samples`` is not a positive integer, or the list is empty or names a
-                sample twice.
+            ValueError: ``mc_samples`` is not a positive integer, or the list is none of different
+                indices.
         """
         super().__init__(mc_samples)
         self._choose(subsampling)

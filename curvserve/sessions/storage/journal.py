@@ -68,13 +68,13 @@ class Journal:
         """Return epoch -> what computed in it."""
         return {epoch: _environment(text) for epoch, _, text in self._db.execute(EPOCHS)}
 
-    def add(self, place: str, changes: Sequence[Change], replacing: bool = False) -> None:
+    def add(self, place: str, changes: Sequence[Change], replacing_from: int | None = None) -> None:
         """Commit changes, all or none.
 
         Args:
             place: whose they are.
             changes: in order of their versions.
-            replacing: forget what the journal has of these versions and after.
+            replacing_from: forget what the journal has of this version and after it.
 
         Raises:
             JournalConflict: a version or a key is there already.
@@ -82,8 +82,8 @@ class Journal:
         """
         rows = [change_row(place, change) for change in changes]
         with self._transaction(f"a change of {place} could not be written"):
-            if replacing:
-                since = (place, changes[0].version)
+            if replacing_from is not None:
+                since = (place, replacing_from)
                 self._db.execute("DELETE FROM changes WHERE place = ? AND version >= ?", since)
             self._insert(rows)
             failpoints.reached("before_commit")

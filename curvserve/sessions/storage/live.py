@@ -31,7 +31,7 @@ class LiveSession:
         first_version: the version that it began at.
         version: its newest version.
         durable: the newest version that would be found again.
-        lost: whether the journal may have changes after `version`, which cannot be replayed.
+        lost: the version from which on the journal may have changes that cannot be replayed.
         checkpoints: its sound checkpoints, the oldest first.
         changes: at level `snapshot`, what the next snapshot brings into the journal.
         failed: what is not in the journal yet.
@@ -42,7 +42,7 @@ class LiveSession:
     first_version: int
     version: int
     durable: int
-    lost: bool = False
+    lost: int | None = None
     checkpoints: list[CheckpointInfo] = field(default_factory=list)
     changes: deque[Change] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     failed: deque[FailedChange] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
@@ -74,8 +74,8 @@ class LiveSession:
             JournalConflict: its key belongs to another change.
             StorageFailed: see `Journal.add` and `SessionFolder.mark`.
         """
-        journal.add(self.place, [change], replacing=self.lost)
-        self.lost = False
+        journal.add(self.place, [change], replacing_from=self.lost)
+        self.lost = None
         self.folder.mark(change.version)
         self.durable = change.version
 
@@ -94,8 +94,8 @@ class LiveSession:
         """Commit the postponed changes up to a version."""
         ready = [change for change in self.changes if change.version <= version]
         if ready:
-            journal.add(self.place, ready, replacing=self.lost)
-            self.lost = False
+            journal.add(self.place, ready, replacing_from=self.lost)
+            self.lost = None
         for _ in ready:
             self.changes.popleft()
 

@@ -17,12 +17,12 @@ class Recovery:
     Attributes:
         stored: what is told to the sessions.
         first_version: the version that it began at.
-        lost: whether the journal may have changes after the newest version that can be replayed.
+        lost: the version from which on the journal may have changes that cannot be replayed.
     """
 
     stored: Stored
     first_version: int
-    lost: bool
+    lost: int | None
 
 
 def recover_session(folder: SessionFolder, rows: Journalled) -> Recovery:
@@ -54,7 +54,7 @@ def recover_session(folder: SessionFolder, rows: Journalled) -> Recovery:
         problems=tuple(problems),
     )
     lost = bool(rows.damaged) or max(rows.changes, default=0) > reached
-    return Recovery(stored, state.first_version, lost)
+    return Recovery(stored, state.first_version, reached + 1 if lost else None)
 
 
 def _newest_sound(folder: SessionFolder, versions: Iterable[int]) -> tuple[State, list[str]]:

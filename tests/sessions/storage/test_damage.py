@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curvserve.sessions.storage import (
+    REMEMBERED,
     Damaged,
     Level,
     Recovered,
@@ -23,6 +24,7 @@ from .training import (
     NAME,
     RECORD,
     begin,
+    change_at,
     check,
     knows_every_key,
     open_folder,
@@ -295,6 +297,26 @@ def test_at_level_snapshot_a_damaged_snapshot_is_told_as_lost(tmp_path: Path) ->
     assert stored.version == 5
     assert any("versions 6 to 10 are lost" in problem for problem in stored.problems)
     goes_on(folder)
+
+
+def test_keys_of_lost_changes_do_not_come_back_as_those_of_later_ones(tmp_path: Path) -> None:
+    """At level `snapshot` only the newest changes wait for the snapshot; none of the lost stay."""
+    write(tmp_path)
+    folder = tmp_path / "closed"
+    session_file(folder, "segments/*").unlink()
+    last = 10 + REMEMBERED + 4
+    store = open_folder(folder, Level.SNAPSHOT)
+    (stored,) = store.recover().sessions
+    assert stored.version == 10
+    for version in range(11, last + 1):
+        store.commit(NAME, change_at(version, key=f"new-{version}"))
+    store.snapshot(NAME, snapshot_at(last))
+    store.close()
+    store = open_folder(folder)
+    (stored,) = store.recover().sessions
+    store.close()
+    known = {answered.key for answered in stored.answered}
+    assert known == {f"new-{version}" for version in range(15, last + 1)}
 
 
 def test_a_journal_of_another_format_is_refused_and_stays_as_it_is(written: Path) -> None:

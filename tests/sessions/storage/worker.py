@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -50,7 +51,7 @@ class Workers:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: object, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, value: object, trace: TracebackType | None
     ) -> None:
         self._parent.kill()
         self._parent.communicate()
@@ -122,18 +123,20 @@ def _child(line: dict[str, Any]) -> None:
         job(Path(line.pop("folder")), Level(line.pop("level")), **line)
     except StorageError as error:
         say(type(error).__name__, str(error))
-        raise
+        sys.exit(1)
 
 
 def _fork(line: dict[str, Any]) -> int:
     child = os.fork()
     if child == 0:
-        status = 1
         try:
             _child(line)
-            status = 0
-        finally:
-            os._exit(status)
+            os._exit(0)
+        except SystemExit:
+            os._exit(1)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(2)
     if "kill_after" in line:
         signal.sigtimedwait({signal.SIGCHLD}, line["kill_after"])
         os.kill(child, signal.SIGKILL)
