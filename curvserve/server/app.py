@@ -93,7 +93,7 @@ def _lifespan(context: Context) -> Callable[[FastAPI], AbstractAsyncContextManag
             await context.sessions.close()
         finally:
             context.ready = False
-            context.hung = not context.executor.close(context.limits.shutdown_seconds)
+            context.hung = not context.executor.close(0.0)  # what was admitted has had its time
             context.durability.close()
 
     return lifespan

@@ -78,7 +78,7 @@ class Attendance:
 
         Raises:
             DeadlineExceeded: the caller's time has passed.
-            Draining: the server stopped before the request's turn came.
+            Draining: the server stopped before the request was carried out.
             CallerGone: the caller has left.
         """
         task = asyncio.create_task(work)
@@ -90,10 +90,10 @@ class Attendance:
             if not task.done():
                 self._let_go(ticket, task, gone.done(), caller.seconds)
             return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if not task.cancelled():
-                raise
-            message = f"the server stops before the request's turn; {_UNCHANGED}"
+        except asyncio.CancelledError:  # of the work, by `withdraw`; or of who waits, at the end
+            if not task.cancelled() and not self._take_back(ticket, task):
+                return await asyncio.shield(task)
+            message = f"the server stops and did not carry the request out; {_UNCHANGED}"
             raise Draining(message) from None
         finally:
             gone.cancel()
@@ -116,14 +116,19 @@ class Attendance:
         stage = ticket.stage
         if gone and stage is not Stage.QUEUED:
             raise CallerGone
-        self._machine.abandon(ticket)
-        if stage is Stage.QUEUED:
-            task.cancel()
+        taken_back = self._take_back(ticket, task)
         if gone:
             raise CallerGone
-        if stage is not Stage.COMMITTING:
+        if taken_back:
             what = "waited for its turn" if stage is Stage.QUEUED else "was being computed"
             raise DeadlineExceeded(f"the request {what} for {seconds:g} s; {_UNCHANGED}")
+
+    def _take_back(self, ticket: Ticket, task: asyncio.Task[Any]) -> bool:
+        """Keep work from being applied; False where it is too late for that."""
+        stage = self._machine.abandon(ticket)
+        if stage is Stage.QUEUED:
+            task.cancel()
+        return stage in (Stage.QUEUED, Stage.RUNNING)
 
     def _unattended(self, task: asyncio.Task[Any]) -> None:
         """Tell the log how work ended that nobody waited for."""
