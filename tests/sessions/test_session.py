@@ -274,6 +274,32 @@ def test_what_has_not_begun_when_the_time_is_over_is_dropped_and_told() -> None:
     with_session(test)
 
 
+def test_what_the_end_of_the_server_cuts_off_is_refused_and_not_applied() -> None:
+    computing, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow_batch() -> dict[str, Tensor]:
+        computing.set()
+        await go_on.wait()
+        return await some_batch()
+
+    async def test(session: Session, _: Sessions) -> None:
+        steps = [asyncio.ensure_future(session.step(request(key), slow_batch, {})) for key in "ab"]
+        await computing.wait()
+        for step in steps:
+            step.cancel()  # as the server cancels, at its end, who still waits for an answer
+        for outcome in await asyncio.gather(*steps, return_exceptions=True):
+            assert isinstance(outcome, Draining) and "the session is unchanged" in str(outcome)
+        go_on.set()
+        await session.idle()
+        assert session.state.version == session.depth == 0
+        assert [(await session.step(request(key), some_batch, {})).version for key in "ab"] == [
+            1,
+            2,
+        ]
+
+    with_session(test)
+
+
 def test_a_checkpoint_is_where_another_session_goes_on_bit_for_bit() -> None:
     async def test(session: Session, sessions: Sessions) -> None:
         rule = DiagGGN(momentum=0.9, beta2=0.9)
