@@ -90,6 +90,10 @@ class Attendance:
             if not task.done():
                 self._let_go(ticket, task, gone, caller.seconds)
             return await asyncio.shield(task)
+        except asyncio.CancelledError:  # of who waits, at the end of the server
+            if not self._take_back(ticket, task):
+                return await asyncio.shield(task)
+            raise Draining(f"the server stopped before the request's end; {_UNCHANGED}") from None
         finally:
             gone.cancel()
             if not task.done():
@@ -113,16 +117,21 @@ class Attendance:
         left = gone.done() and not stopped
         if left and stage is not Stage.QUEUED:
             raise CallerGone
-        self._machine.abandon(ticket)
-        if stage is Stage.QUEUED:
-            task.cancel()
+        taken_back = self._take_back(ticket, task)
         if left:
             raise CallerGone
-        if stage is not Stage.COMMITTING:
+        if taken_back:
             what = "waited for its turn" if stage is Stage.QUEUED else "was being computed"
             if stopped:
                 raise Draining(f"the server stopped while the request {what}; {_UNCHANGED}")
             raise DeadlineExceeded(f"the request {what} for {seconds:g} s; {_UNCHANGED}")
+
+    def _take_back(self, ticket: Ticket, task: asyncio.Task[Any]) -> bool:
+        """Keep work from being applied; False where it is too late for that."""
+        stage = self._machine.abandon(ticket)
+        if stage is Stage.QUEUED:
+            task.cancel()
+        return stage in (Stage.QUEUED, Stage.RUNNING)
 
     def _unattended(self, task: asyncio.Task[Any]) -> None:
         """Tell the log how work ended that nobody waited for."""
