@@ -10,7 +10,7 @@ BODIES ?= 100000
 SEED   ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check conformance crash-test fuzz bench serve clean
+.PHONY: help setup demo test check conformance fuzz crash-test bench serve clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

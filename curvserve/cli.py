@@ -98,6 +98,14 @@ def serve(
             min=0.001, envvar="CURVSERVE_BODY_SECONDS", help="Within which its body has to arrive."
         ),
     ] = 60.0,
+    stall_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            envvar="CURVSERVE_STALL_SECONDS",
+            help="After which a caller that does not take its answer is cut off.",
+        ),
+    ] = 60.0,
     work_seconds: Annotated[
         float,
         typer.Option(
@@ -149,6 +157,7 @@ def serve(
         queue=queue,
         head_seconds=head_seconds,
         body_seconds=body_seconds,
+        stall_seconds=stall_seconds,
         work_seconds=work_seconds,
         shutdown_seconds=shutdown_seconds,
         notice_seconds=notice_seconds,

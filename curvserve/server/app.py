@@ -16,7 +16,7 @@ from ..sessions import Durability, Executor, InlineExecutor, Sessions
 from ..sessions.durability import SNAPSHOT_EVERY
 from ..sessions.storage import MemoryStore, Store
 from .access import Access
-from .body import BodyMemory
+from .bodies import Bodies
 from .context import Context
 from .limits import Limits
 from .metrics import Metrics
@@ -56,8 +56,8 @@ def create_app(
     executor = InlineExecutor(recipes, torch.device(device))
     durability = Durability(open_store, executor.to_host, snapshot_every)
     sessions = Sessions(recipes, executor, durability, limits.queue)
-    metrics, memory = Metrics(sessions.list), BodyMemory(limits.bodies_bytes)
-    context = Context(sessions, executor, durability, limits, {}, metrics, memory, keys)
+    metrics, bodies = Metrics(sessions.list), Bodies(limits.bodies_bytes)
+    context = Context(sessions, executor, durability, limits, {}, metrics, bodies, keys)
     app = FastAPI(
         title="curvserve",
         version=__version__,
@@ -93,7 +93,7 @@ def _lifespan(context: Context) -> Callable[[FastAPI], AbstractAsyncContextManag
             await context.sessions.close()
         finally:
             context.ready = False
-            context.hung = not context.executor.close(0.0)  # what was admitted has had its time
+            context.hung = not context.executor.close(0)  # `finish` gave it its time
             context.durability.close()
 
     return lifespan

@@ -89,7 +89,7 @@ async def receive_tensors(
         dtypes: tensor name -> the dtype that JSON numbers become.
     """
     session.check_capacity()
-    async with receive(request, context.limits, context.memory, size) as body:
+    async with receive(request, context.limits, context.bodies, size) as body:
 
         async def read() -> Tensors:
             with phases.measure("decode"):

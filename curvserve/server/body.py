@@ -4,23 +4,21 @@
 service is a problem document, and it knows one cap, where ours follow from the model.
 """
 
-import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from curvserve_client.errors import (
     BodyTooLarge,
-    DeadlineExceeded,
     LengthRequired,
     MalformedBody,
-    Overloaded,
     UnsupportedMediaType,
 )
 from curvserve_client.wire import MEDIA_TYPE
 from fastapi import Request
 
+from .bodies import Bodies
 from .limits import Limits
 
 JSON = "application/json"
@@ -58,86 +56,51 @@ def media_type(request: Request) -> str:
     return kind
 
 
-class BodyMemory:
-    """What all bodies together may take, so that many large ones do not exhaust the machine."""
-
-    def __init__(self, size: int) -> None:
-        """Begin with nothing taken.
-
-        Args:
-            size: bytes in all.
-        """
-        self._size = size
-        self._taken = 0
-
-    @contextmanager
-    def take(self, size: int) -> Iterator[None]:
-        """Hold memory for a block.
-
-        Raises:
-            Overloaded: there is not as much left.
-        """
-        if self._taken + size > self._size:
-            detail = f"{self._taken} bytes of bodies are being received or worked on"
-            expected = f"at most {self._size} bytes at a time"
-            raise Overloaded(detail, expected=expected, retry_after=1.0)
-        self._taken += size
-        try:
-            yield
-        finally:
-            self._taken -= size
-
-
 @asynccontextmanager
 async def receive(
-    request: Request, limits: Limits, memory: BodyMemory, tensor_bytes: int
+    request: Request, limits: Limits, bodies: Bodies, tensor_bytes: int
 ) -> AsyncIterator[Body]:
-    """Receive a body into a buffer of its declared length; a chunked one grows up to the cap.
-
-    Its memory counts as taken until the block ends.
+    """Receive a body, up to its cap; its memory counts as taken until the block ends.
 
     Args:
         request: the request, its body not yet read.
         limits: caps and deadlines.
-        memory: where the body's memory comes from.
+        bodies: where the body's memory comes from.
         tensor_bytes: what the largest legal tensors take; 0 for a JSON document without tensors.
 
     Raises:
-        UnsupportedMediaType: neither JSON nor safetensors.
+        UnsupportedMediaType: neither JSON nor safetensors, or compressed.
         LengthRequired: no Content-Length, and not chunked.
         BodyTooLarge: over the cap, declared or arrived; nothing more of it is kept.
         Overloaded: all bodies together take too much.
         MalformedBody: not as many bytes as declared.
         DeadlineExceeded: it did not arrive in time.
+        Draining: the server stopped before it had arrived.
         ClientDisconnect: the caller left before it arrived.
     """
     kind = media_type(request)
     cap = _cap(kind, limits, tensor_bytes)
     declared = _declared_length(request, cap)
+    bodies.check_room(declared or 0)
     digest = hashlib.sha256(f"{request.method} {request.url.path}?{request.url.query}\n".encode())
-    with memory.take(cap if declared is None else declared):
-        try:
-            async with asyncio.timeout(limits.body_seconds):
-                data = await _collect(request, cap, declared, digest)
-        except TimeoutError as error:
-            waited = f"{limits.body_seconds:g} s"
-            raise DeadlineExceeded(f"the body did not arrive within {waited}") from error
+    with bodies.share() as take:
+        async with bodies.arriving(limits.body_seconds):
+            data = await _collect(request, cap, take, digest)
+        if declared is not None and len(data) != declared:
+            raise MalformedBody(f"{declared} bytes were declared, {len(data)} arrived")
         yield Body(data, kind, digest.digest())
 
 
 async def _collect(
-    request: Request, cap: int, declared: int | None, digest: "hashlib._Hash"
+    request: Request, cap: int, take: Callable[[int], None], digest: "hashlib._Hash"
 ) -> bytearray:
-    data = bytearray(declared or 0)
-    end = 0
+    data = bytearray()
     async for chunk in request.stream():
-        start, end = end, end + len(chunk)
-        if end > cap:
+        if len(data) + len(chunk) > cap:
             raise _too_large(f"more than {cap} bytes arrived", cap)
+        take(len(chunk))
         digest.update(chunk)
-        data[start:end] = chunk  # in place, or at the end of a chunked body
-    if declared is not None and end != declared:
-        raise MalformedBody(f"{declared} bytes were declared, {end} arrived")
+        data += chunk  # as fast as into a buffer of the declared length, which is zeroed first
     return data
 
 

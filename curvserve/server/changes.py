@@ -1,6 +1,7 @@
 """Requests that change a session: what they must say, and how they are answered."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from curvserve_client.errors import InvalidRule
 from fastapi import Request
@@ -14,6 +15,16 @@ from .body import Body
 from .caller import Caller
 
 Option = float | int | bool
+
+OPTIONS: dict[str, Any] = {
+    "name": "options",
+    "in": "query",
+    "style": "form",
+    "explode": True,
+    "description": "Options of the session's rule, for this step alone.",
+    "schema": {"type": "object", "additionalProperties": {"type": ["number", "boolean"]}},
+}
+"""Query parameters of any name, in OpenAPI's words."""
 
 
 def change_of(request: Request) -> Callable[[Body, Caller], sessions.Request]:

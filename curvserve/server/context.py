@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 
 from ..api_keys import KeyRing
 from ..sessions import Durability, Executor, Session, Sessions
-from .body import BodyMemory
+from .bodies import Bodies
 from .limits import Limits
 from .metrics import Metrics
 
@@ -24,7 +24,7 @@ class Context:
         limits: caps and deadlines.
         specifications: model name -> what is told of it; filled at start.
         metrics: what is counted.
-        memory: where bodies are received.
+        bodies: what is being received.
         keys: who may call; anyone where None.
         ready: whether new work is welcome.
         hung: whether a computation was still under way when the server had stopped.
@@ -36,7 +36,7 @@ class Context:
     limits: Limits
     specifications: dict[str, ModelSpec]
     metrics: Metrics
-    memory: BodyMemory
+    bodies: Bodies
     keys: KeyRing | None = None
     ready: bool = False
     hung: bool = False

@@ -16,6 +16,7 @@ class Limits:
         bodies_bytes: what all bodies that are being received or worked on may take together.
         body_seconds: time within which a body has to arrive.
         head_seconds: time within which a request's line and headers have to arrive.
+        stall_seconds: time after which a caller that takes nothing of its answer is cut off.
         work_seconds: time within which the answer to a received request has to be there.
         queue: requests of one session that may wait or be computed at a time.
         notice_seconds: time between not being ready any more and closing the door, for a load
@@ -29,6 +30,7 @@ class Limits:
     bodies_bytes: int = 4 * 1024 * 1024 * 1024
     body_seconds: float = 60.0
     head_seconds: float = 20.0
+    stall_seconds: float = 60.0
     work_seconds: float = 600.0
     queue: int = 32
     notice_seconds: float = 0.0

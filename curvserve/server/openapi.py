@@ -8,17 +8,31 @@ from curvserve_client.errors import PROBLEMS
 from fastapi import FastAPI
 
 from ..api_keys import Scope
+from .body import JSON
 from .problems import MEDIA_TYPE
 from .route_table import SCOPES
 
 Responses = dict[int | str, dict[str, Any]]
 """What FastAPI takes as a route's `responses`."""
 
-TENSORS: dict[str, Any] = {"content": {wire.MEDIA_TYPE: {"schema": {"type": "string"}}}}
+TENSORS: dict[str, Any] = {wire.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
 """A body of tensors, in OpenAPI's words."""
 
-FILE: Responses = {200: TENSORS}
-"""The `responses` of a route that answers with tensors."""
+FILE: Responses = {200: {"content": TENSORS}}
+"""The `responses` of a route that answers with a file of tensors."""
+
+_NESTED_LISTS: dict[str, Any] = {
+    JSON: {
+        "schema": {
+            "type": "object",
+            "required": ["version", "tensors"],
+            "properties": {"version": {"type": "integer"}, "tensors": {"type": "object"}},
+        }
+    }
+}
+
+FILE_OR_JSON: Responses = {200: {"content": TENSORS | _NESTED_LISTS}}
+"""The `responses` of a route that answers with tensors as its caller accepts them."""
 
 BODY = (
     "malformed_body",
@@ -27,6 +41,7 @@ BODY = (
     "unsupported_media_type",
     "deadline_exceeded",
     "overloaded",
+    "draining",
 )
 """What a route that receives a body can answer."""
 

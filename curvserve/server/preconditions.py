@@ -1,15 +1,47 @@
 """Request headers that say when a request may be carried out (RFC 9110, section 13)."""
 
 import re
+from typing import Any
 
 from curvserve_client.errors import InvalidRequest, MissingIdempotencyKey, MissingVersion
 from fastapi import Request
 
 from ..sessions import Expectation
 
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+KEY = r"[\x21-\x7e]{1,255}"
+"""An idempotency key, as a regular expression."""
+
 _TAG = re.compile(r'(W/)?"([^"]*)"')
 _NUMBER = re.compile("[0-9]{1,19}").fullmatch  # Python itself refuses to read very long ones
+
+
+def _header(name: str, description: str, required: bool, **schema: Any) -> dict[str, Any]:
+    found = {"name": name, "in": "header", "description": description, "required": required}
+    return found | {"schema": {"type": "string"} | schema}
+
+
+_EXPECTED = 'The version that the request is about, as `"7"`, or `*` for whatever is current.'
+
+PRECONDITION: dict[str, Any] = {"parameters": [_header("If-Match", _EXPECTED, required=False)]}
+"""What OpenAPI says of a route that can be asked about one version alone."""
+
+PRECONDITIONS: dict[str, Any] = {
+    "parameters": [
+        _header(
+            "Idempotency-Key",
+            "New for each change, and the same again for its retry.",
+            required=True,
+            pattern=f"^{KEY}$",
+        ),
+        _header("If-Match", _EXPECTED, required=True),
+    ]
+}
+"""What OpenAPI says of a route that changes a session."""
+
+CACHED: dict[str, Any] = {
+    "parameters": [_header("If-None-Match", 'The version that the caller has, as `"7"`.', False)]
+}
+"""What OpenAPI says of a route whose answer can be kept."""
 
 
 def idempotency_key(request: Request) -> str:
@@ -25,7 +57,7 @@ def idempotency_key(request: Request) -> str:
         raise MissingIdempotencyKey(
             message, expected="a new key for each change, a UUID for instance"
         )
-    if not _KEY.fullmatch(key):
+    if not re.fullmatch(KEY, key):
         expected = "1 to 255 visible ASCII characters"
         raise InvalidRequest("the Idempotency-Key cannot be used", expected=expected)
     return key

@@ -91,7 +91,7 @@ def serve(
         app,
         log_config=None,
         access_log=False,
-        http=protocol_class(context.limits.head_seconds),
+        http=protocol_class(context.limits.head_seconds, context.limits.stall_seconds),
         ws="none",
         server_header=False,
         ssl_context_factory=(lambda config, default: tls) if tls else None,
@@ -136,6 +136,7 @@ class _Server(uvicorn.Server):
         context = self._context
         context.ready = False
         await asyncio.sleep(context.limits.notice_seconds)
+        context.bodies.close()
         context.sessions.drain()
         finishing = asyncio.create_task(context.sessions.finish(context.limits.shutdown_seconds))
         await super().shutdown(sockets)

@@ -66,7 +66,7 @@ class Attendance:
         """
         self._session = session
         self._machine = machine
-        self._tasks: dict[asyncio.Task[Any], Ticket] = {}
+        self._tasks: dict[asyncio.Task[Any], tuple[Ticket, asyncio.Task[None]]] = {}
 
     async def attend(self, ticket: Ticket, work: Coroutine[Any, Any, T], caller: Caller) -> T:
         """Return what work comes to, if its caller waits for it as long as that takes.
@@ -78,23 +78,18 @@ class Attendance:
 
         Raises:
             DeadlineExceeded: the caller's time has passed.
-            Draining: the server stopped before the request was carried out.
+            Draining: the server stopped before the work had ended.
             CallerGone: the caller has left.
         """
         task = asyncio.create_task(work)
-        self._tasks[task] = ticket
+        gone = asyncio.create_task(caller.gone())
+        self._tasks[task] = ticket, gone
         task.add_done_callback(self._tasks.pop)
-        gone = asyncio.ensure_future(caller.gone())
         try:
             await asyncio.wait({task, gone}, timeout=caller.seconds, return_when="FIRST_COMPLETED")
             if not task.done():
-                self._let_go(ticket, task, gone.done(), caller.seconds)
+                self._let_go(ticket, task, gone, caller.seconds)
             return await asyncio.shield(task)
-        except asyncio.CancelledError:  # of the work, by `withdraw`; or of who waits, at the end
-            if not task.cancelled() and not self._take_back(ticket, task):
-                return await asyncio.shield(task)
-            message = f"the server stops and did not carry the request out; {_UNCHANGED}"
-            raise Draining(message) from None
         finally:
             gone.cancel()
             if not task.done():
@@ -106,29 +101,28 @@ class Attendance:
             await asyncio.wait(self._tasks)
 
     def withdraw(self) -> None:
-        """Drop the requests whose turn has not come."""
-        for task, ticket in self._tasks.items():
-            if ticket.stage is Stage.QUEUED:
-                task.cancel()
+        """Give up every request that has not ended, and have its caller told."""
+        for _, gone in self._tasks.values():
+            gone.cancel()
 
-    def _let_go(self, ticket: Ticket, task: asyncio.Task[Any], gone: bool, seconds: float) -> None:
-        """Give up work whose caller waits no longer; return where it is too late for that."""
-        stage = ticket.stage
-        if gone and stage is not Stage.QUEUED:
+    def _let_go(
+        self, ticket: Ticket, task: asyncio.Task[Any], gone: asyncio.Task[None], seconds: float
+    ) -> None:
+        """Give up work that is waited for no longer; return where it is too late for that."""
+        stage, stopped = ticket.stage, gone.cancelled()  # see `withdraw`
+        left = gone.done() and not stopped
+        if left and stage is not Stage.QUEUED:
             raise CallerGone
-        taken_back = self._take_back(ticket, task)
-        if gone:
-            raise CallerGone
-        if taken_back:
-            what = "waited for its turn" if stage is Stage.QUEUED else "was being computed"
-            raise DeadlineExceeded(f"the request {what} for {seconds:g} s; {_UNCHANGED}")
-
-    def _take_back(self, ticket: Ticket, task: asyncio.Task[Any]) -> bool:
-        """Keep work from being applied; False where it is too late for that."""
-        stage = self._machine.abandon(ticket)
+        self._machine.abandon(ticket)
         if stage is Stage.QUEUED:
             task.cancel()
-        return stage in (Stage.QUEUED, Stage.RUNNING)
+        if left:
+            raise CallerGone
+        if stage is not Stage.COMMITTING:
+            what = "waited for its turn" if stage is Stage.QUEUED else "was being computed"
+            if stopped:
+                raise Draining(f"the server stopped while the request {what}; {_UNCHANGED}")
+            raise DeadlineExceeded(f"the request {what} for {seconds:g} s; {_UNCHANGED}")
 
     def _unattended(self, task: asyncio.Task[Any]) -> None:
         """Tell the log how work ended that nobody waited for."""

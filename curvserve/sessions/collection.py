@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -69,7 +70,7 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
         self._reserved: set[str] = set()
         self._draining = False
-        self._finishing: asyncio.Future[None] | None = None
+        self._end = math.inf
 
     async def recover(self) -> None:
         """Open the store and bring back every session that it holds.
@@ -188,16 +189,21 @@ class Sessions:
             session.drain()
 
     async def finish(self, seconds: float) -> None:
-        """Let admitted work end, drop what has not begun by then, and let every watcher go.
-
-        A second call waits for the first: the work is given its time once.
+        """Let admitted work end, drop what has not ended by then, and let every watcher go.
 
         Args:
-            seconds: how long the admitted work may take.
+            seconds: how long the admitted work may take, from the first call.
         """
-        if self._finishing is None:
-            self._finishing = asyncio.ensure_future(self._finish(seconds))
-        await asyncio.shield(self._finishing)
+        self.drain()
+        sessions = self.list()
+        now = asyncio.get_running_loop().time()
+        self._end = min(self._end, now + seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._end):
+                await asyncio.gather(*(session.idle() for session in sessions))
+        for session in sessions:
+            session.withdraw()
+        self.events.close()
 
     async def close(self) -> None:
         """Keep the last state of every session in a snapshot."""
@@ -206,16 +212,6 @@ class Sessions:
                 await session.close()
             except StorageFailed as error:  # what was acknowledged is in the journal
                 log.error("session %s: no last snapshot: %s", session.name, error)
-
-    async def _finish(self, seconds: float) -> None:
-        self.drain()
-        sessions = self.list()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await asyncio.gather(*(session.idle() for session in sessions))
-        for session in sessions:
-            session.withdraw()
-        self.events.close()
 
     async def _first_state(
         self, model: str, rule: Rule | None, seed: int | None, from_checkpoint: str

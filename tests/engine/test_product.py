@@ -17,9 +17,11 @@ from torch import Tensor
 from curvserve.engine import backpack, extend
 from curvserve.engine import extensions as e
 from curvserve.engine.errors import NotAChainError, UncoveredParameterError, UnsupportedLossError
+from curvserve.engine.linearised import Linearised
 from curvserve.engine.losses import RULES
 from curvserve.engine.products import Product
 from curvserve.engine.quantities import EXTENSIONS, Quantity
+from curvserve.engine.second_order import Pass
 from tests.engine.definitions import TENSORS, Dense, Point, kronecker, matrix_blocks
 from tests.engine.definitions_on_chains import averaged, positive_curvature
 from tests.engine.kinds import KINDS, LOSSES, N, net
@@ -231,10 +233,11 @@ def check_draws(cell: Cell, columns: Tensor) -> None:
 
 
 class Signs(e.HutchinsonDiagonal):
-    """The random signs themselves: those times a product of ones."""
+    """The random signs themselves: those times ones, with whatever else is drawn on the way."""
 
-    def _product(self, at: object, model: object) -> Product:
-        return lambda vectors: tuple(torch.ones_like(v) for v in vectors)
+    def _product(self, at: Pass, model: Linearised) -> Product:
+        product = super()._product(at, model)
+        return lambda vectors: tuple(torch.ones_like(p) for p in product(vectors))
 
 
 def named(quantity: Quantity, field: str) -> Quantity:

@@ -54,7 +54,7 @@ async def create_checkpoint(request: Request, session: InSession, context: InCon
 
     The same call at the same version is answered alike; the name cannot be used for another one.
     """
-    async with receive(request, context.limits, context.memory, tensor_bytes=0) as body:
+    async with receive(request, context.limits, context.bodies, tensor_bytes=0) as body:
         wanted = parse(NewCheckpoint, body)
     info = await session.checkpoint(wanted.name, wanted.rule_state)
     answer = json_answer(_specification(info).to_dict(), info.version)

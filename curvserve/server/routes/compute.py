@@ -13,9 +13,10 @@ from ...sessions import Session, Tensors
 from .. import preconditions
 from ..answers import json_answer, tensor_answer
 from ..batches import BATCH, receive_batch
-from ..changes import change_of, options_of, receipt_answer
+from ..changes import OPTIONS, change_of, options_of, receipt_answer
 from ..context import Context, InContext, InSession
-from ..openapi import BODY, CHANGE, FILE, WORK, done, problems
+from ..openapi import BODY, CHANGE, FILE_OR_JSON, WORK, done, problems
+from ..preconditions import PRECONDITION, PRECONDITIONS
 
 router = APIRouter(prefix="/v1/sessions/{name}", tags=["compute"])
 
@@ -40,8 +41,9 @@ async def evaluate(request: Request, session: InSession, context: InContext) -> 
 @router.post(
     "/curvature",
     summary="Gradient and curvature",
-    openapi_extra=BATCH,
-    responses=FILE | problems(*COMPUTE, "unknown_quantity", "invalid_request", "stale_version"),
+    openapi_extra=BATCH | PRECONDITION,
+    responses=FILE_OR_JSON
+    | problems(*COMPUTE, "unknown_quantity", "invalid_request", "stale_version"),
 )
 async def curvature(
     request: Request,
@@ -70,7 +72,7 @@ async def curvature(
 @router.post(
     "/step",
     summary="One step of the rule",
-    openapi_extra=BATCH,
+    openapi_extra=BATCH | {"parameters": [*PRECONDITIONS["parameters"], OPTIONS]},
     responses=done(StepResult) | problems(*COMPUTE, *CHANGE, "invalid_rule", "unknown_quantity"),
 )
 async def step(request: Request, session: InSession, context: InContext) -> Response:

@@ -14,6 +14,7 @@ from ..changes import change_of, receipt_answer
 from ..context import InContext, InSession
 from ..documents import parse, request_body
 from ..openapi import BODY, CHANGE, WORK, done, problems
+from ..preconditions import PRECONDITIONS
 from .compute import COMPUTE
 
 router = APIRouter(prefix="/v1/sessions/{name}", tags=["compute"])
@@ -39,7 +40,7 @@ class OptimStep(BaseModel):
 @router.post(
     "/forward_backward",
     summary="Gradient and curvature that stay on the server",
-    openapi_extra=BATCH,
+    openapi_extra=BATCH | PRECONDITIONS,
     responses=done(ForwardBackwardResult) | problems(*COMPUTE, *CHANGE, "unknown_quantity"),
 )
 async def forward_backward(
@@ -58,7 +59,7 @@ async def forward_backward(
     return receipt_answer(session, receipt)
 
 
-_DOCUMENT: dict[str, Any] = {"requestBody": request_body(OptimStep)}
+_DOCUMENT: dict[str, Any] = {"requestBody": request_body(OptimStep)} | PRECONDITIONS
 
 
 @router.post(
@@ -81,7 +82,7 @@ async def optim_step(request: Request, session: InSession, context: InContext) -
     """Take a step with the pending gradient and curvature, exactly once."""
     change = change_of(request)
     session.check_capacity()
-    async with receive(request, context.limits, context.memory, tensor_bytes=0) as body:
+    async with receive(request, context.limits, context.bodies, tensor_bytes=0) as body:
         wanted = parse(OptimStep, body)
         asked = change(body, Caller(request, context.limits))
         receipt = await session.optim_step(asked, wanted.options, wanted.scales, wanted.pending)

@@ -1,6 +1,8 @@
 """Parameters: read a version, or replace it."""
 
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -8,12 +10,38 @@ from starlette.responses import Response
 from .. import preconditions, tensors
 from ..answers import etag, tensor_answer
 from ..batches import receive_tensors
+from ..body import JSON
 from ..changes import change_of, receipt_answer
 from ..context import InContext, InSession
-from ..openapi import BODY, CHANGE, FILE, TENSORS, WORK, Responses, problems
+from ..openapi import BODY, CHANGE, FILE_OR_JSON, TENSORS, WORK, Responses, done, problems
+from ..preconditions import CACHED, PRECONDITIONS
 
 router = APIRouter(prefix="/v1/sessions/{name}/parameters", tags=["parameters"])
 
+
+@dataclass(frozen=True)
+class Replaced:
+    """Parameters that were replaced.
+
+    Attributes:
+        version: their version.
+    """
+
+    version: int
+
+
+_PARAMETERS: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "Every parameter by its name.",
+        "content": TENSORS
+        | {
+            JSON: {
+                "schema": {"type": "object", "additionalProperties": {"type": ["array", "number"]}}
+            }
+        },
+    }
+}
 
 _NOT_MODIFIED: Responses = {304: {"description": "The caller has this version."}}
 
@@ -21,7 +49,8 @@ _NOT_MODIFIED: Responses = {304: {"description": "The caller has this version."}
 @router.get(
     "",
     summary="Read the parameters",
-    responses=FILE | _NOT_MODIFIED | problems("unknown_session", "invalid_request"),
+    openapi_extra=CACHED,
+    responses=FILE_OR_JSON | _NOT_MODIFIED | problems("unknown_session", "invalid_request"),
 )
 async def get_parameters(request: Request, session: InSession) -> Response:
     """Return every parameter of the current version; 304 where If-None-Match names it."""
@@ -35,8 +64,9 @@ async def get_parameters(request: Request, session: InSession) -> Response:
 @router.put(
     "",
     summary="Replace the parameters",
-    openapi_extra={"requestBody": TENSORS},
-    responses=problems(
+    openapi_extra=_PARAMETERS | PRECONDITIONS,
+    responses=done(Replaced)
+    | problems(
         "unknown_session",
         *CHANGE,
         *BODY,

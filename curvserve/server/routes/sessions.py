@@ -47,7 +47,6 @@ _DOCUMENT: dict[str, Any] = {"requestBody": request_body(NewSession)}
         "invalid_rule",
         "session_exists",
         "unknown_checkpoint",
-        "draining",
         "storage_failed",
     ),
 )
@@ -57,7 +56,7 @@ async def create_session(request: Request, context: InContext) -> Response:
     Its parameters are drawn from the seed and its version is 0; or it goes on where a checkpoint
     was, with the checkpoint's seed and rule unless others are given.
     """
-    async with receive(request, context.limits, context.memory, tensor_bytes=0) as body:
+    async with receive(request, context.limits, context.bodies, tensor_bytes=0) as body:
         wanted = parse(NewSession, body)
     session = await context.sessions.create(
         wanted.model,
