@@ -41,8 +41,9 @@ fuzz: $(READY)  ## 100,000 mutated bodies at a live server, then its contract at
 	$(BIN)/python -m tests.fuzz --bodies $(BODIES) --seed $(SEED)
 	$(BIN)/python -m pytest tests/server/test_contract.py tests/server/test_schema.py --hypothesis-profile=fuzz -p no:randomly --hypothesis-seed=$(SEED) --hypothesis-show-statistics
 
-crash-test: $(READY)  ## kill a server 1,000 times while clients train (about 30 minutes); KILLS=100 for fewer
-	$(BIN)/python -m tests.crash --kills $(KILLS)
+crash-test: $(READY)  ## kill a server 1,000 times while clients train, then a bad network (20 minutes; KILLS=, SEED=)
+	$(BIN)/python -m tests.crash --kills $(KILLS) --seed $(SEED)
+	$(BIN)/python -m pytest tests/network -m campaign
 
 bench: $(READY)  ## time a gradient-and-curvature pass against BackPACK, in one process
 	$(BIN)/python -m benchmarks

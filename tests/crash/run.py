@@ -94,7 +94,8 @@ class Place:
             server.send(signal.SIGTERM if ending.place == SIGTERM else signal.SIGKILL)
         status = server.ended()
         self.service.told(serving=False)
-        if status != (0 if ending.place == SIGTERM else -signal.SIGKILL):
+        expected = 0 if ending.place == SIGTERM else -signal.SIGKILL
+        if status != expected and not self.service.failed_within(0.0):
             raise Violation("other", f"the server ended at {ending.place} with status {status}")
 
     @contextmanager
@@ -196,6 +197,8 @@ def _train(
         try:
             _end_servers(place, endings, outcome)
             stop.set()
+            if place.service.failed_within(0.0):
+                _raise_first([error for job in jobs if (error := job.exception())])
             with place.undisturbed(durable=True, end=signal.SIGTERM):
                 _raise_first([error for job in jobs if (error := job.exception())])
                 return [_final_state(client) for client in clients]

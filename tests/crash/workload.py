@@ -72,7 +72,7 @@ def workloads(seed: int) -> list[Workload]:
     return [
         Workload("fused", "tiny", {"name": "diag_ggn", **averaging}, seed, _fused),
         Workload("halves", "tiny", halving, seed + 1, _halves),
-        Workload("loads", "normalised", {"name": "sgd"}, seed + 2, _loads),
+        Workload("loads", "normalised", {"name": "adam"}, seed + 2, _loads),
         Workload("trials", "tiny", {"name": "diag_ggn", "damping_interval": 2}, seed + 3, _fused),
     ]
 
