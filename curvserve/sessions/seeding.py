@@ -33,6 +33,11 @@ class OwnGenerator(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._generator = torch.Generator().manual_seed(seed)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled; True would load the compiler, a second of every start."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Any,
