@@ -163,6 +163,12 @@ class AsyncRemoteSession:
         """Take a step with what is pending."""
         return await self.run(self.core.optim_step(options, scales or {}, groups, pending))
 
+    async def joined_step(
+        self, inputs: Tensor, targets: Tensor, *, clients: int, **options: float
+    ) -> StepResult:
+        """Take one step together with other clients of the session."""
+        return await self.run(self.core.joined_step(inputs, targets, clients, options))
+
     async def mirror(
         self,
         net: nn.Module,

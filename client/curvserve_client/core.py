@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from torch import Tensor
 
 from . import protocol
-from .errors import InFlight, ProblemError, StorageFailed
+from .errors import InFlight, NothingPending, ProblemError, StorageFailed
 from .exchanges import Exchange
 from .messages import Request
 from .protocol import Group, Reduction, Version
@@ -206,6 +206,42 @@ class SessionCore:
             )
 
         result = yield from self._change(build)
+        self._saw(result.version)
+        return result
+
+    def joined_step(
+        self, inputs: Tensor, targets: Tensor, clients: int, options: Mapping[str, float]
+    ) -> Exchange[StepResult]:
+        """See `RemoteSession.joined_step`."""
+        version = self.version
+        half = self._key()  # the same when this client starts again: its part counts once
+
+        def part() -> Request[ForwardBackwardResult]:
+            return protocol.forward_backward(
+                self.name,
+                inputs,
+                targets,
+                accumulate=True,
+                reduction="mean",
+                version=version,
+                key=f"{half}:part",
+            )
+
+        def whole() -> Request[StepResult]:
+            request = protocol.optim_step(
+                self.name,
+                options,
+                {},
+                None,
+                pending=clients,
+                version=version,
+                key=f"joined:{version}:{clients}",  # every client's: it is one step
+            )
+            purpose = f"{clients} clients' parts of a step of session {self.name!r}"
+            return replace(request, not_yet=NothingPending, purpose=purpose)
+
+        yield from self._change(part)
+        result = yield from self._change(whole)
         self._saw(result.version)
         return result
 

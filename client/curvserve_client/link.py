@@ -13,7 +13,14 @@ import httpx
 from . import wire
 from .buffers import BufferPool
 from .deadline import Deadline
-from .errors import ConnectionFailed, CurvserveError, ProblemError, ProtocolError, Unreachable
+from .errors import (
+    ConnectionFailed,
+    CurvserveError,
+    DeadlinePassed,
+    ProblemError,
+    ProtocolError,
+    Unreachable,
+)
 from .messages import Answer, Request
 from .retries import Attempt
 
@@ -61,8 +68,11 @@ class Link:
         self._authorization = _authorization(api_key, http)
         self._buffers = BufferPool()
 
-    def call(self, request: Request[Any], deadline: Deadline) -> dict[str, Any]:
-        """Return a request as the arguments of `httpx.Client.stream`."""
+    def call(
+        self, request: Request[Any], deadline: Deadline, *, awaiting: bool = False
+    ) -> dict[str, Any]:
+        """Return a request as the arguments of `httpx.Client.stream`, or of the awaiting one."""
+        chunks = _AwaitedChunks if awaiting else _Chunks
         headers = {**request.headers, "Accept-Encoding": "identity", **self._authorization}
         if request.parts:
             headers["Content-Length"] = str(wire.length(request.parts))
@@ -71,7 +81,7 @@ class Link:
             "url": self.address + request.path,
             "params": request.query or None,
             "headers": headers,
-            "content": _Chunks(request, deadline) if request.parts else None,
+            "content": chunks(request, deadline) if request.parts else None,
             "extensions": {"timeout": deadline.timeouts},
             "follow_redirects": False,
         }
@@ -104,6 +114,7 @@ class Attempts:
         self._link = link
         self._request = request
         self._number = 0
+        self._last: CurvserveError | None = None
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -130,14 +141,20 @@ class Attempts:
             CurvserveError: the error itself, where there is none.
         """
         self._number += 1
+        if isinstance(error, DeadlinePassed) and self._last is not None:
+            error = self._last  # which says more than that time has passed since
         left = self.deadline.left
-        attempt = Attempt(self._number, self._request.repeatable, self._link.acquainted, left)
+        request = self._request
+        attempt = Attempt(
+            self._number, request.repeatable, self._link.acquainted, left, request.not_yet
+        )
         pause = attempt.pause(error)
-        if pause is None:
+        if pause is None or left <= 0:
             if self._number > 1:
                 error.add_note(f"tried {self._number} times")
             raise error
-        if self._number == 1:
+        self._last = error
+        if self._number == 1 and type(error) is not request.not_yet:
             log.warning("%s; trying again for %.0f s at most", error, left)
         return pause
 
@@ -216,8 +233,15 @@ class _Chunks:
         self._deadline.check("the answer")
         self._request.sent()
 
+
+class _AwaitedChunks:
+    """The same for an event loop; httpx tells the two kinds apart by what they can do."""
+
+    def __init__(self, request: Request[Any], deadline: Deadline) -> None:
+        self._chunks = _Chunks(request, deadline)
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for chunk in self:
+        for chunk in self._chunks:
             yield chunk
 
 

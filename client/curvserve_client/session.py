@@ -268,6 +268,28 @@ class RemoteSession:
         """
         return self.run(self.core.optim_step(options, scales or {}, groups, pending))
 
+    def joined_step(
+        self, inputs: Tensor, targets: Tensor, *, clients: int, **options: float
+    ) -> StepResult:
+        """Take one step together with other clients of the session, each with a part of the batch.
+
+        The server joins the parts, gradient and curvature weighted by the number of samples, and
+        steps once all are there: one version, whose result every client gets. All must be at the
+        same version and give the same options. With a `run` of its own (see `connect`) a client
+        that starts again counts once.
+
+        Args:
+            inputs: this client's samples.
+            targets: one per sample.
+            clients: how many take part.
+            options: options of the session's rule, for this step.
+
+        Raises:
+            NothingPending: the others' parts did not come within the timeout, or there were more.
+            ProblemError: as `step`.
+        """
+        return self.run(self.core.joined_step(inputs, targets, clients, options))
+
     def pipeline(self, window: int = 2) -> Pipeline:
         """Return what sends the next steps before the answer to the first is here.
 

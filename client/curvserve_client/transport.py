@@ -109,7 +109,8 @@ class AsyncTransport:
             await self._http.aclose()
 
     async def _exchange(self, request: Request[T], deadline: Deadline) -> Answer:
-        async with self._http.stream(**self.link.call(request, deadline)) as response:
+        call = self.link.call(request, deadline, awaiting=True)
+        async with self._http.stream(**call) as response:
             receiver = self.link.receiver(response, request, deadline)
             async for chunk in response.aiter_raw():
                 receiver.take(chunk)
