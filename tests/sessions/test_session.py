@@ -204,12 +204,12 @@ def test_a_mean_over_batches_is_that_over_their_samples() -> None:
     async def test(session: Session, sessions: Sessions) -> None:
         start = session.state
         parts = [
-            (await session.curvature(batch, ("grad",), 1, exactly(0), Patient())).tensors["grad"]
-            for batch in (some_batch, other_batch)
+            (await session.curvature(given, ("grad",), 1, exactly(0), Patient())).tensors["grad"]
+            for given in (some_batch, other_batch)
         ]
         mean = Reduction.MEAN
-        for batch, more in ((some_batch, False), (other_batch, True)):
-            await session.forward_backward(request(), batch, accumulate=more, reduction=mean)
+        for given, more in ((some_batch, False), (other_batch, True)):
+            await session.forward_backward(request(), given, accumulate=more, reduction=mean)
         with pytest.raises(InvalidRequest, match="a mean over batches; expected reduction=mean"):
             await session.forward_backward(request(), some_batch, accumulate=True)
         pending = session._pending
