@@ -48,6 +48,7 @@ class Link:
 
     Attributes:
         address: the server's URL, without a slash at its end.
+        uds: the path of the Unix socket that the server listens on; None where it is a port.
         timeout: seconds that one call may take in all.
         acquainted: whether it has ever answered.
     """
@@ -62,7 +63,10 @@ class Link:
         """Check what was given; see `Transport`."""
         if not math.isfinite(timeout) or timeout <= 0:
             raise ValueError(f"timeout is {timeout!r}; expected a finite number of seconds > 0")
-        self.address = _checked(url)
+        self.address, self.uds = _checked(url)
+        if self.uds is not None and http is not None:
+            raise ValueError("a unix: URL has a client of its own; give no http with it")
+        self._base = self.address if self.uds is None else "http://localhost"
         self.timeout = timeout
         self.acquainted = False
         self._authorization = _authorization(api_key, http)
@@ -78,7 +82,7 @@ class Link:
             headers["Content-Length"] = str(wire.length(request.parts))
         return {
             "method": request.method,
-            "url": self.address + request.path,
+            "url": self._base + request.path,
             "params": request.query or None,
             "headers": headers,
             "content": chunks(request, deadline) if request.parts else None,
@@ -245,14 +249,17 @@ class _AwaitedChunks:
             yield chunk
 
 
-def _checked(url: str) -> str:
+def _checked(url: str) -> tuple[str, str | None]:
+    """Return a URL, and the path of the Unix socket that it names."""
+    if url.startswith("unix:/"):
+        return url, url.removeprefix("unix:")
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise ValueError(f"{url!r} is not a URL: {error}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"{url!r} is not a server's URL; expected http://host:port")
-    return url.rstrip("/")
+    return url.rstrip("/"), None
 
 
 def _authorization(

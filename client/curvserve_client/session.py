@@ -15,6 +15,7 @@ from .mirror import QUANTITIES, Mirror
 from .module import RemoteModule
 from .pipeline import Pipeline
 from .protocol import Group, Reduction
+from .scalars import Logger, ScalarWriter, recorder
 from .tape import Tape
 from .transport import Transport
 from .types import (
@@ -411,6 +412,23 @@ class RemoteSession:
         core = SessionCore(state["info"], state["run"], shared=state["shared"])
         core.version = state["version"]
         self._begin(Transport(state["url"], state["timeout"]), core, True)
+
+    def log_to(self, writer: ScalarWriter | Logger, prefix: str = "") -> None:
+        """Hand loss, metrics and what the rule tells of each step to a writer from now on.
+
+        Args:
+            writer: has `add_scalar(tag, value, step)` as TensorBoard's, or `log(numbers, step=...)`
+                as that of Weights & Biases; the step is the version.
+            prefix: put before every name.
+
+        Raises:
+            TypeError: it has neither.
+        """
+        self.core.listeners.append(recorder(writer, prefix))
+
+    def _repr_html_(self) -> str:
+        """Return the session as a notebook shows it."""
+        return self.core.as_html()
 
     def __repr__(self) -> str:
         """Say which session it is, and where."""
