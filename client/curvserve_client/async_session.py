@@ -12,6 +12,7 @@ from .exchanges import Exchange, run_async
 from .handles import RemoteParameter
 from .mirror import QUANTITIES, AsyncMirror
 from .protocol import Group, Reduction
+from .scalars import Logger, ScalarWriter, recorder
 from .session import given
 from .tape import Tape
 from .transport import AsyncTransport
@@ -163,6 +164,12 @@ class AsyncRemoteSession:
         """Take a step with what is pending."""
         return await self.run(self.core.optim_step(options, scales or {}, groups, pending))
 
+    async def joined_step(
+        self, inputs: Tensor, targets: Tensor, *, clients: int, **options: float
+    ) -> StepResult:
+        """Take one step together with other clients of the session."""
+        return await self.run(self.core.joined_step(inputs, targets, clients, options))
+
     async def mirror(
         self,
         net: nn.Module,
@@ -213,6 +220,23 @@ class AsyncRemoteSession:
     ) -> None:
         """Close the session's connection."""
         await self.close()
+
+    def log_to(self, writer: ScalarWriter | Logger, prefix: str = "") -> None:
+        """Hand loss, metrics and what the rule tells of each step to a writer from now on.
+
+        Args:
+            writer: has `add_scalar(tag, value, step)` as TensorBoard's, or `log(numbers, step=...)`
+                as that of Weights & Biases; the step is the version.
+            prefix: put before every name.
+
+        Raises:
+            TypeError: it has neither.
+        """
+        self.core.listeners.append(recorder(writer, prefix))
+
+    def _repr_html_(self) -> str:
+        """Return the session as a notebook shows it."""
+        return self.core.as_html()
 
     def __repr__(self) -> str:
         """Say which session it is, and where."""

@@ -33,7 +33,7 @@ def connect(
     are enough.
 
     Args:
-        url: `http://host:port`.
+        url: `http://host:port`, or `unix:/path` of a server on the same machine.
         model: the model; its session of the same name is taken unless `session` names another.
         session: the session.
         timeout: seconds that each call may take in all, attempts and pauses together.

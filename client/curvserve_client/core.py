@@ -5,6 +5,7 @@ Every call is an `Exchange`; `RemoteSession` carries it out blocking, `AsyncRemo
 
 import hashlib
 import logging
+import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,8 @@ from typing import Any, Literal, TypeVar
 from torch import Tensor
 
 from . import protocol
-from .errors import InFlight, ProblemError, StorageFailed
+from .display import html_table
+from .errors import InFlight, NothingPending, ProblemError, StorageFailed
 from .exchanges import Exchange
 from .messages import Request
 from .protocol import Group, Reduction, Version
@@ -61,6 +63,7 @@ class SessionCore:
         pending: how many batches were pending when that was last told.
         run: what the idempotency keys begin with.
         shared: whether changes start from whatever version there is.
+        listeners: called with the result of each step.
     """
 
     def __init__(self, info: SessionInfo, run: str | None = None, *, shared: bool = False) -> None:
@@ -76,6 +79,7 @@ class SessionCore:
         self.pending = info.pending
         self.run = run or uuid.uuid4().hex
         self.shared = shared
+        self.listeners: list[Callable[[StepResult], None]] = []
         self._unanswered: list[_Unanswered] = []
         self._failures = 0
 
@@ -83,6 +87,21 @@ class SessionCore:
     def name(self) -> str:
         """The session's name."""
         return self.info.name
+
+    def as_html(self) -> str:
+        """Return the session as a notebook shows it, as it was last seen."""
+        info = self.info
+        count = sum(math.prod(spec.shape) for spec in info.parameters.values())
+        options = ", ".join(f"{name}={value}" for name, value in info.options.items())
+        rows = {
+            "model": info.model,
+            "version": self.version,
+            "durable": "no" if info.durable_version is None else info.durability,
+            "rule": f"{info.rule}({options})",
+            "parameters": f"{count:,} in {len(info.parameters)} tensors",
+            "since": info.created,
+        }
+        return html_table(f"session {self.name}", rows)
 
     def go_on_from(self, version: int) -> None:
         """Let the next change start from a version, whatever was seen last."""
@@ -145,9 +164,7 @@ class SessionCore:
             version = self._expected()
             return protocol.step(self.name, inputs, targets, options, version, self._key())
 
-        result = yield from self._change(build)
-        self._saw(result.version)
-        return result
+        return self._stepped((yield from self._change(build)))
 
     def step_ahead(
         self, inputs: Tensor, targets: Tensor, options: Mapping[str, float], version: int
@@ -159,6 +176,7 @@ class SessionCore:
     def carry_out(self, request: Request[StepResult]) -> Exchange[StepResult]:
         """Send one of several steps under way, whose answers may come in any order."""
         result = yield from self._send(request)
+        self._tell(result)
         if result.version > self.version:
             self._saw(result.version)
         return result
@@ -205,9 +223,41 @@ class SessionCore:
                 key=key or self._key(),
             )
 
-        result = yield from self._change(build)
-        self._saw(result.version)
-        return result
+        return self._stepped((yield from self._change(build)))
+
+    def joined_step(
+        self, inputs: Tensor, targets: Tensor, clients: int, options: Mapping[str, float]
+    ) -> Exchange[StepResult]:
+        """See `RemoteSession.joined_step`."""
+        version = self.version
+        half = self._key()  # the same when this client starts again: its part counts once
+
+        def part() -> Request[ForwardBackwardResult]:
+            return protocol.forward_backward(
+                self.name,
+                inputs,
+                targets,
+                accumulate=True,
+                reduction="mean",
+                version=version,
+                key=f"{half}:part",
+            )
+
+        def whole() -> Request[StepResult]:
+            request = protocol.optim_step(
+                self.name,
+                options,
+                {},
+                None,
+                pending=clients,
+                version=version,
+                key=f"joined:{version}:{clients}",  # every client's: it is one step
+            )
+            purpose = f"{clients} clients' parts of a step of session {self.name!r}"
+            return replace(request, not_yet=NothingPending, purpose=purpose)
+
+        yield from self._change(part)
+        return self._stepped((yield from self._change(whole)))
 
     def create_checkpoint(self, name: str, rule_state: bool) -> Exchange[CheckpointSpec]:
         """See `RemoteSession.checkpoint`."""
@@ -274,6 +324,15 @@ class SessionCore:
 
     def _forget(self, request: Request[Any]) -> None:
         self._unanswered = [kept for kept in self._unanswered if kept.request is not request]
+
+    def _stepped(self, result: StepResult) -> StepResult:
+        self._saw(result.version)
+        self._tell(result)
+        return result
+
+    def _tell(self, result: StepResult) -> None:
+        for listener in self.listeners:
+            listener(result)
 
     def _saw(self, version: int) -> None:
         if version != self.version:

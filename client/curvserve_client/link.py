@@ -13,7 +13,14 @@ import httpx
 from . import wire
 from .buffers import BufferPool
 from .deadline import Deadline
-from .errors import ConnectionFailed, CurvserveError, ProblemError, ProtocolError, Unreachable
+from .errors import (
+    ConnectionFailed,
+    CurvserveError,
+    DeadlinePassed,
+    ProblemError,
+    ProtocolError,
+    Unreachable,
+)
 from .messages import Answer, Request
 from .retries import Attempt
 
@@ -41,6 +48,7 @@ class Link:
 
     Attributes:
         address: the server's URL, without a slash at its end.
+        uds: the path of the Unix socket that the server listens on; None where it is a port.
         timeout: seconds that one call may take in all.
         acquainted: whether it has ever answered.
     """
@@ -55,23 +63,29 @@ class Link:
         """Check what was given; see `Transport`."""
         if not math.isfinite(timeout) or timeout <= 0:
             raise ValueError(f"timeout is {timeout!r}; expected a finite number of seconds > 0")
-        self.address = _checked(url)
+        self.address, self.uds = _checked(url)
+        if self.uds is not None and http is not None:
+            raise ValueError("a unix: URL has a client of its own; give no http with it")
+        self._base = self.address if self.uds is None else "http://localhost"
         self.timeout = timeout
         self.acquainted = False
         self._authorization = _authorization(api_key, http)
         self._buffers = BufferPool()
 
-    def call(self, request: Request[Any], deadline: Deadline) -> dict[str, Any]:
-        """Return a request as the arguments of `httpx.Client.stream`."""
+    def call(
+        self, request: Request[Any], deadline: Deadline, *, awaiting: bool = False
+    ) -> dict[str, Any]:
+        """Return a request as the arguments of `httpx.Client.stream`, or of the awaiting one."""
+        chunks = _AwaitedChunks if awaiting else _Chunks
         headers = {**request.headers, "Accept-Encoding": "identity", **self._authorization}
         if request.parts:
             headers["Content-Length"] = str(wire.length(request.parts))
         return {
             "method": request.method,
-            "url": self.address + request.path,
+            "url": self._base + request.path,
             "params": request.query or None,
             "headers": headers,
-            "content": _Chunks(request, deadline) if request.parts else None,
+            "content": chunks(request, deadline) if request.parts else None,
             "extensions": {"timeout": deadline.timeouts},
             "follow_redirects": False,
         }
@@ -104,6 +118,7 @@ class Attempts:
         self._link = link
         self._request = request
         self._number = 0
+        self._last: CurvserveError | None = None
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -130,14 +145,20 @@ class Attempts:
             CurvserveError: the error itself, where there is none.
         """
         self._number += 1
+        if isinstance(error, DeadlinePassed) and self._last is not None:
+            error = self._last  # which says more than that time has passed since
         left = self.deadline.left
-        attempt = Attempt(self._number, self._request.repeatable, self._link.acquainted, left)
+        request = self._request
+        attempt = Attempt(
+            self._number, request.repeatable, self._link.acquainted, left, request.not_yet
+        )
         pause = attempt.pause(error)
-        if pause is None:
+        if pause is None or left <= 0:
             if self._number > 1:
                 error.add_note(f"tried {self._number} times")
             raise error
-        if self._number == 1:
+        self._last = error
+        if self._number == 1 and type(error) is not request.not_yet:
             log.warning("%s; trying again for %.0f s at most", error, left)
         return pause
 
@@ -216,19 +237,29 @@ class _Chunks:
         self._deadline.check("the answer")
         self._request.sent()
 
+
+class _AwaitedChunks:
+    """The same for an event loop; httpx tells the two kinds apart by what they can do."""
+
+    def __init__(self, request: Request[Any], deadline: Deadline) -> None:
+        self._chunks = _Chunks(request, deadline)
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for chunk in self:
+        for chunk in self._chunks:
             yield chunk
 
 
-def _checked(url: str) -> str:
+def _checked(url: str) -> tuple[str, str | None]:
+    """Return a URL, and the path of the Unix socket that it names."""
+    if url.startswith("unix:/"):
+        return url, url.removeprefix("unix:")
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise ValueError(f"{url!r} is not a URL: {error}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"{url!r} is not a server's URL; expected http://host:port")
-    return url.rstrip("/")
+    return url.rstrip("/"), None
 
 
 def _authorization(

@@ -104,6 +104,7 @@ class Request(Generic[T]):
         repeatable: whether it may be sent again where no answer came: it changes nothing, or
             carries an idempotency key.
         sent: called whenever the whole body has been sent.
+        not_yet: a problem that others are to end soon: the request is made again until then.
     """
 
     method: str
@@ -115,6 +116,7 @@ class Request(Generic[T]):
     parts: Sequence[memoryview] = ()
     repeatable: bool = True
     sent: Callable[[], None] = lambda: None
+    not_yet: type[ProblemError] | None = None
 
     def read(self, answer: Answer) -> T:
         """Return the result that an answer holds.

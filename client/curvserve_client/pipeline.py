@@ -83,7 +83,8 @@ class Pipeline:
         before = self._last
         if before is not None and before.future.done() and before.future.exception() is not None:
             self._window.release()
-            raise _broken(before.future.exception())
+            failure = before.future.exception()
+            raise _broken(failure) from failure
         request = self._session.core.step_ahead(inputs, targets, options, self._next)
         step = _Step(request, self._next, before)
         step.request = replace(request, sent=step.sent.set)
@@ -141,13 +142,11 @@ class Pipeline:
                 raise
             failure = step.before.future.exception()
             if failure is not None:
-                raise _broken(failure) from None
+                raise _broken(failure) from failure
             if step.before.future.result().version != step.version:
                 raise
             return self._session.send_ahead(step.request)
 
 
 def _broken(failure: BaseException | None) -> PipelineBroken:
-    error = PipelineBroken(f"a step before this one was not made: {failure}")
-    error.__cause__ = failure
-    return error
+    return PipelineBroken(f"a step before this one was not made: {failure}")

@@ -16,6 +16,8 @@ from .errors import (
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
+SHORT_PAUSE = 0.02
+"""Seconds, at most, between two looks at what others are about to end."""
 
 
 class Again(Enum):
@@ -46,12 +48,14 @@ class Attempt:
         acquainted: whether the server has ever answered. One that has is waited for while it
             restarts; an address where nobody has ever been is told of at once.
         left: seconds until the call's deadline.
+        not_yet: see `Request`.
     """
 
     number: int
     repeatable: bool
     acquainted: bool
     left: float
+    not_yet: type[ProblemError] | None = None
 
     def pause(self, error: CurvserveError) -> float | None:
         """Return how many seconds to wait before the next attempt; None where there is none.
@@ -62,6 +66,8 @@ class Attempt:
         Args:
             error: how the attempt failed.
         """
+        if type(error) is self.not_yet:
+            return self._within(random.uniform(0, SHORT_PAUSE))
         again = RETRIED.get(type(error))
         if again is None or (again is Again.IF_REPEATABLE and not self.repeatable):
             return None
@@ -69,5 +75,7 @@ class Attempt:
             return None
         bound = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self.number - 1, 16))
         asked = error.retry_after if isinstance(error, ProblemError) else None
-        pause = (asked or 0.0) + random.uniform(0, bound)
+        return self._within((asked or 0.0) + random.uniform(0, bound))
+
+    def _within(self, pause: float) -> float | None:
         return pause if pause < self.left else None

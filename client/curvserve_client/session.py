@@ -15,6 +15,7 @@ from .mirror import QUANTITIES, Mirror
 from .module import RemoteModule
 from .pipeline import Pipeline
 from .protocol import Group, Reduction
+from .scalars import Logger, ScalarWriter, recorder
 from .tape import Tape
 from .transport import Transport
 from .types import (
@@ -268,6 +269,28 @@ class RemoteSession:
         """
         return self.run(self.core.optim_step(options, scales or {}, groups, pending))
 
+    def joined_step(
+        self, inputs: Tensor, targets: Tensor, *, clients: int, **options: float
+    ) -> StepResult:
+        """Take one step together with other clients of the session, each with a part of the batch.
+
+        The server joins the parts, gradient and curvature weighted by the number of samples, and
+        steps once all are there: one version, whose result every client gets. All must be at the
+        same version and give the same options. With a `run` of its own (see `connect`) a client
+        that starts again counts once.
+
+        Args:
+            inputs: this client's samples.
+            targets: one per sample.
+            clients: how many take part.
+            options: options of the session's rule, for this step.
+
+        Raises:
+            NothingPending: the others' parts did not come within the timeout, or there were more.
+            ProblemError: as `step`.
+        """
+        return self.run(self.core.joined_step(inputs, targets, clients, options))
+
     def pipeline(self, window: int = 2) -> Pipeline:
         """Return what sends the next steps before the answer to the first is here.
 
@@ -389,6 +412,23 @@ class RemoteSession:
         core = SessionCore(state["info"], state["run"], shared=state["shared"])
         core.version = state["version"]
         self._begin(Transport(state["url"], state["timeout"]), core, True)
+
+    def log_to(self, writer: ScalarWriter | Logger, prefix: str = "") -> None:
+        """Hand loss, metrics and what the rule tells of each step to a writer from now on.
+
+        Args:
+            writer: has `add_scalar(tag, value, step)` as TensorBoard's, or `log(numbers, step=...)`
+                as that of Weights & Biases; the step is the version.
+            prefix: put before every name.
+
+        Raises:
+            TypeError: it has neither.
+        """
+        self.core.listeners.append(recorder(writer, prefix))
+
+    def _repr_html_(self) -> str:
+        """Return the session as a notebook shows it."""
+        return self.core.as_html()
 
     def __repr__(self) -> str:
         """Say which session it is, and where."""

@@ -34,7 +34,8 @@ class Transport:
         """Reach a server; nothing is sent yet.
 
         Args:
-            url: `http://host:port` or `https://...`, with a path where a proxy needs one.
+            url: `http://host:port` or `https://...`, with a path where a proxy needs one; or
+                `unix:/path`.
             timeout: seconds that one call may take in all.
             http: a client of the caller's own (TLS, authentication, proxies); it stays open.
             api_key: what the server knows the caller by; None for that of the environment, unless
@@ -46,7 +47,7 @@ class Transport:
         """
         self.link = Link(url, timeout, http, api_key)
         self._owned = http is None
-        self._http = httpx.Client(limits=LIMITS) if http is None else http
+        self._http = http or httpx.Client(transport=_transport(self.link), limits=LIMITS)
 
     def send(self, request: Request[T]) -> T:
         """Send a request, again where `retries` says so, and return what its answer holds.
@@ -91,7 +92,7 @@ class AsyncTransport:
         """Reach a server; see `Transport`."""
         self.link = Link(url, timeout, http, api_key)
         self._owned = http is None
-        self._http = httpx.AsyncClient(limits=LIMITS) if http is None else http
+        self._http = http or httpx.AsyncClient(transport=_awaited(self.link), limits=LIMITS)
 
     async def send(self, request: Request[T]) -> T:
         """Send a request and return what its answer holds; see `Transport.send`."""
@@ -109,8 +110,18 @@ class AsyncTransport:
             await self._http.aclose()
 
     async def _exchange(self, request: Request[T], deadline: Deadline) -> Answer:
-        async with self._http.stream(**self.link.call(request, deadline)) as response:
+        call = self.link.call(request, deadline, awaiting=True)
+        async with self._http.stream(**call) as response:
             receiver = self.link.receiver(response, request, deadline)
             async for chunk in response.aiter_raw():
                 receiver.take(chunk)
             return receiver.answer()
+
+
+def _transport(link: Link) -> httpx.HTTPTransport | None:
+    """Return what reaches a Unix socket; None for httpx's own, which knows proxies."""
+    return None if link.uds is None else httpx.HTTPTransport(uds=link.uds, limits=LIMITS)
+
+
+def _awaited(link: Link) -> httpx.AsyncHTTPTransport | None:
+    return None if link.uds is None else httpx.AsyncHTTPTransport(uds=link.uds, limits=LIMITS)
