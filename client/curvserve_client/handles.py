@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 Home = Union["RemoteSession", "AsyncRemoteSession"]
 
+_KEEPING = {"detach_", "requires_grad_", "share_memory_"}
+
+_MULTIPLES = {"mul", "div", "clone", "to"}
+
 _SCALING = {
     "mul_",
     "div_",
@@ -58,6 +62,26 @@ class RemoteParameter(torch.nn.Parameter):
         handle.session, handle.remote_name, handle.spec = session, remote_name, spec
         return handle
 
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Refuse what would write values into the handle: nothing on the server would change."""
+        name = getattr(func, "__name__", "")
+        if _writes(name) and name not in _KEEPING and _changed(args):
+            raise RuntimeError(
+                f"{name} on a remote parameter: its values are on the server. session.pull() and "
+                "session.push(...) read and replace them; weight decay is an option of the rule; "
+                "averages of weights and edits between steps need session.mirror(net) with a "
+                "module of your own"
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """Return the handle itself: there is one parameter on the server."""
         return self
@@ -92,8 +116,7 @@ class RemoteGradient(Tensor):
     ) -> Any:
         """Refuse what changes the gradient in another way than by a factor."""
         name = getattr(func, "__name__", "")
-        in_place = name.endswith("_") and not name.endswith("__") or name == "__setitem__"
-        if in_place and name not in _SCALING:
+        if _writes(name) and name not in _SCALING:
             raise RuntimeError(
                 f"{name} on a remote gradient: its elements are on the server, and what is here is "
                 "their norm, which can be multiplied (clip_grad_norm_ and GradScaler do). For a "
@@ -101,7 +124,33 @@ class RemoteGradient(Tensor):
                 "own with session.mirror(net)"
             )
         with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
+            result = func(*args, **(kwargs or {}))
+            return result.as_subclass(cls) if _is_one(result, name, args) else result
+
+
+def _writes(name: str) -> bool:
+    return (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
+
+
+def _changed(args: Sequence[Any]) -> bool:
+    """Tell whether a function that writes into its first argument would change a handle.
+
+    The stand-in of another handle may be copied into one, as `load_state_dict` does.
+    """
+    first, source = (*args, None, None)[:2]
+    targets = first if isinstance(first, list | tuple) else [first]
+    from_a_stand_in = isinstance(source, Tensor) and source.dim() == 0 and bool(source.isnan())
+    return not from_a_stand_in and any(isinstance(each, RemoteParameter) for each in targets)
+
+
+def _is_one(result: Any, name: str, args: Sequence[Any]) -> bool:
+    """Tell whether a result is a remote gradient too: a multiple of one, or in its memory."""
+    if not isinstance(result, Tensor) or isinstance(result, RemoteGradient) or not args:
+        return False
+    if name in _MULTIPLES:
+        return True
+    gradient = args[0]
+    return isinstance(gradient, RemoteGradient) and result.data_ptr() == gradient.data_ptr()
 
 
 def _handle(session: Home, name: str, requires_grad: bool) -> RemoteParameter:

@@ -112,7 +112,7 @@ class RemoteOptimizer(RuleOptimizer):
             Loss and metrics before the step, the version after it, and the step's norm.
 
         Raises:
-            RuntimeError: the parameters are a module's own.
+            RuntimeError: the parameters are a module's own, or `backward` has left gradients.
             CurvserveError: the step was refused or could not be made.
         """
         self._home_of_steps_on()
@@ -231,6 +231,7 @@ class RemoteOptimizer(RuleOptimizer):
 
     def _fused(self, session: Home, inputs: Tensor, targets: Tensor) -> Exchange[StepResult]:
         """Compute and step on one batch: in one call where all parameters are stepped alike."""
+        session.tape.check_used()
         trained = [p for p in self._handles() if p.requires_grad]
         groups = self._groups(session, trained)
         if groups is None:

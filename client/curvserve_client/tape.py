@@ -1,6 +1,6 @@
 """Losses that were computed on a server, and their backward: an ordinary loop, elsewhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +18,18 @@ from .types import ForwardBackwardResult, StepResult
 
 @dataclass
 class _Pass:
-    """One loss: computed, and perhaps called backward on."""
+    """One loss: computed, and perhaps called backward on.
+
+    Attributes:
+        batch: inputs and targets.
+        result: what the server told.
+        added: whether its gradient was added to those before it.
+        factor: what `backward` was called with.
+    """
 
     batch: tuple[Tensor, Tensor]
     result: ForwardBackwardResult
+    added: bool
     factor: float | None = None
 
 
@@ -46,7 +54,8 @@ class Tape:
         if not torch.is_grad_enabled() or not trained:
             evaluated = yield from self.core.evaluate(inputs, targets)
             return torch.tensor(evaluated.loss, dtype=dtype)
-        accumulate = any(h.grad is not None and h.grad.item() != 0 for h in trained)
+        # a step has used up what was pending: zero_grad may come after this loss, or before it
+        accumulate = bool(self.passes) and _holding(trained)
         if accumulate:
             self._check_accumulates()
         else:
@@ -54,7 +63,7 @@ class Tape:
         result = yield from self.core.forward_backward(
             inputs, targets, accumulate=accumulate, reduction="sum"
         )
-        self.passes.append(_Pass((inputs, targets), result))
+        self.passes.append(_Pass((inputs, targets), result, accumulate))
         loss: Tensor = _RemoteLoss.apply(self, self.passes[-1], dtype, *trained)
         return loss
 
@@ -81,7 +90,11 @@ class Tape:
         norms = self.passes[-1].result.grad_norms
         scales = {}
         for handle in trained:
-            assert handle.grad is not None
+            if not isinstance(handle.grad, RemoteGradient):
+                raise RuntimeError(
+                    f"the gradient of {handle.remote_name} was replaced by another tensor: the "
+                    "remote one can only be multiplied, as in p.grad = p.grad * factor"
+                )
             norm, found = norms[handle.remote_name], handle.grad.item()
             scale = factor if found == factor * norm or norm == 0 else found / norm
             if scale != 1:
@@ -111,7 +124,23 @@ class Tape:
                 )
             result = yield from self.core.optim_step(options, scales, groups, count)
         self.passes.clear()
+        if groups is not None:
+            stepped = {name for group in groups for name in group.parameters}
+            for name in self.handles.keys() - stepped:
+                self.handles[name].grad = None  # what it stood for is gone with the step
         return result
+
+    def check_used(self) -> None:
+        """Refuse to leave out a gradient that `backward` has put on the handles.
+
+        Raises:
+            RuntimeError: there is one that no step has taken.
+        """
+        if self.passes and _holding(self.handles.values()):
+            raise RuntimeError(
+                "backward() left gradients that no step has taken, and step_on(inputs, targets) "
+                "computes its own: call step() instead of it, or zero_grad() before it"
+            )
 
     def _check_accumulates(self) -> None:
         if not self.passes or self.core.pending != len(self.passes):
@@ -147,6 +176,7 @@ class _RemoteLoss(torch.autograd.Function):
                 "another loss was computed, or a step taken, since this one: call backward() on a "
                 "loss before computing the next"
             )
+        _check_zeroed(computed, ctx.handles)
         computed.factor = upstream.item()
         factors = sorted({each.factor for each in tape.passes})
         if len(factors) > 1:
@@ -159,3 +189,22 @@ class _RemoteLoss(torch.autograd.Function):
             norm = computed.result.grad_norms[handle.remote_name]
             handle.grad = RemoteGradient.of(computed.factor * norm)
         return (None,) * (3 + len(ctx.handles))
+
+
+def _holding(handles: Iterable[RemoteParameter]) -> bool:
+    return any(handle.grad is not None and handle.grad.item() != 0 for handle in handles)
+
+
+def _check_zeroed(computed: _Pass, handles: Sequence[RemoteParameter]) -> None:
+    """Refuse a gradient that is on the handles and not in what is pending, or the reverse."""
+    holding = _holding(handles)
+    if holding and not computed.added:
+        raise RuntimeError(
+            "the gradients are of an earlier version of the parameters, and nothing can be added "
+            "to them: call optimizer.zero_grad() before backward()"
+        )
+    if computed.added and not holding:
+        raise RuntimeError(
+            "the gradients that this loss was added to were dropped before its backward: call "
+            "optimizer.zero_grad() before the loss, or only after a step"
+        )
