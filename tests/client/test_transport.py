@@ -237,7 +237,7 @@ def test_each_code_is_raised_as_its_class(problem: type[errors.ProblemError]) ->
     answer = http(problem.status, PROBLEM, body, {"Retry-After": "7"})
     with (
         answering(answer) as server,
-        session_at(server.url) as session,
+        session_at(server.url, timeout=5.0) as session,
         pytest.raises(problem) as caught,
     ):
         session.step(*BATCH)
