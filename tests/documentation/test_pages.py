@@ -6,8 +6,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import curvserve_client
 import pytest
+from curvserve_client import connect
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from curvserve.data import load_digits, normalise
 from curvserve.models.mnist_cnn import network
@@ -26,14 +31,18 @@ def address() -> Iterator[str]:
         yield server.address
 
 
-ENGINE = [block for block in blocks("python") if block.page == PAGE]
+CLIENT = ROOT / "docs" / "client.md"
+WHOLE = (PAGE, CLIENT)  # their blocks stand on those before
 
 
-@pytest.mark.parametrize("block", [b for b in blocks("python") if b not in ENGINE], ids=str)
-def test_a_python_block_runs(block: Block, address: str) -> None:
+def batches(count: int) -> list[tuple[Tensor, Tensor]]:
     images, labels = load_digits("train")
-    loader = [(normalise(images[i : i + 8]), labels[i : i + 8]) for i in (0, 8)]
-    known: dict[str, object] = {"loader": loader, "net": network()}
+    return [(normalise(images[i : i + 8]), labels[i : i + 8]) for i in range(0, 8 * count, 8)]
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("python") if b.page not in WHOLE], ids=str)
+def test_a_python_block_runs(block: Block, address: str) -> None:
+    known: dict[str, object] = {"loader": batches(2), "net": network()}
     exec(compile(block.text.replace(ADDRESS, address), str(block), "exec"), known)
     for name in ("session", "remote"):
         if name in known:
@@ -44,8 +53,35 @@ def test_a_python_block_runs(block: Block, address: str) -> None:
 
 def test_the_engines_page_runs_from_top_to_bottom() -> None:
     known: dict[str, object] = {}
-    for block in ENGINE:
-        exec(compile(block.text, str(block), "exec"), known)
+    for block in blocks("python"):
+        if block.page == PAGE:
+            exec(compile(block.text, str(block), "exec"), known)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")  # Lightning's use
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+@pytest.mark.filterwarnings("ignore:GPU available but not used:UserWarning")
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")  # BackPACK's hooks
+def test_the_clients_page_runs_from_top_to_bottom(address: str) -> None:
+    """Against a live server; each block that trains makes as many versions as it says."""
+    known: dict[str, Any] = {"loader": DataLoader(batches(4), batch_size=None), "net": network()}
+    for block in blocks("python"):
+        if block.page == CLIENT:
+            exec(compile(block.text.replace(ADDRESS, address), str(block), "exec"), known)
+    with connect(address, session="mnist_cnn-1") as session:
+        # A, B and clipping 4 each, accumulation 1 and 1, groups 4, pipeline 4, again 1, Lightning 2
+        assert session.version == 25
+    assert known["session"].version == 4
+
+
+def test_what_the_clients_page_says_is_raised_is_what_the_client_says() -> None:
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", CLIENT.read_text(), re.MULTILINE)
+    said = [words for _, words, _ in rows[rows.index(("what", "says", "instead")) + 2 :]]
+    assert len(said) > 10
+    package = Path(curvserve_client.__file__).parent
+    source = "".join(path.read_text() for path in package.rglob("*.py"))
+    sentences = re.sub(r'"\s*\n\s*f?"', "", source)
+    assert [words for words in said if words.strip("`") not in sentences] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -74,6 +110,26 @@ def test_an_example_runs_to_its_end(name: str, last: str) -> None:
         assert int(found[1]) >= 8
     if name == "tied_language_model":
         assert float(found[1]) < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("remote_loop", r"held-out accuracy ([\d.]+)% at version 92"),
+        ("remote_async", r"damping  0\.3: ([\d.]+)% of the digits held out\n\Z"),  # best last
+        ("lightning_remote", r"held-out accuracy ([\d.]+)% at version 72"),
+    ],
+)
+def test_an_example_trains_through_a_server(name: str, last: str, address: str) -> None:
+    printed = subprocess.run(
+        [sys.executable, f"examples/{name}.py", "--url", address],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    )
+    found = re.search(last, printed.stdout)
+    assert found, printed.stdout + printed.stderr
+    assert float(found[1]) > 80
 
 
 def make(*arguments: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Accelerate: prepare, backward, clipping and accumulation."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
@@ -28,6 +29,24 @@ def fresh_state() -> Iterator[None]:
     GradientState._reset_state()
 
 
+def epoch(way: Way, save: Path | None = None, load: Path | None = None) -> None:
+    """Train once over the batches, from what was saved and to what is saved."""
+    accelerator = Accelerator(cpu=True)
+    raw = way.optimizer()
+    model, optimizer, data, scheduler = accelerator.prepare(
+        model_of(way), raw, loader(), scheduled(raw)
+    )
+    if load is not None:
+        accelerator.load_state(str(load))
+    for inputs, targets in data:
+        optimizer.zero_grad()
+        accelerator.backward(model(inputs, targets))
+        optimizer.step()
+        scheduler.step()
+    if save is not None:
+        accelerator.save_state(str(save))
+
+
 def trained(way: Way, accumulated: int, max_norm: float | None) -> Weights:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulated)
     raw = way.optimizer()
@@ -53,3 +72,13 @@ def test_accelerate_trains_to_the_parameters_of_a_plain_loop(
     found = trained(WAYS[way](session), accumulated, max_norm)
     expected = plain_loop(WAYS[way](twin), accumulated, max_norm)
     check_same(found, expected, within=ROUNDING if max_norm else 0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_accelerate_goes_on_from_what_it_saved(
+    way: str, session: RemoteSession, twin: RemoteSession, tmp_path: Path
+) -> None:
+    half = WAYS[way](session)
+    epoch(half, save=tmp_path)
+    epoch(half, load=tmp_path)
+    check_same(half.weights(), plain_loop(WAYS[way](twin), epochs=2), within=0)

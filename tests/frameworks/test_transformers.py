@@ -9,7 +9,7 @@ from curvserve_client import RemoteSession
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tests.client.ways import Way, Weights, batches
+from tests.client.ways import Way, batches
 from tests.frameworks.loops import (
     MAX_NORM,
     ROUNDING,
@@ -33,21 +33,12 @@ class Trainer(transformers.Trainer):
         return DataLoader(named, batch_size=None)  # type: ignore[arg-type]
 
 
-def trained(way: Way, accumulated: int, max_norm: float | None, folder: Path) -> Weights:
+def trainer(way: Way, folder: Path, **options: Any) -> Trainer:
+    quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+    quiet |= {"num_train_epochs": 1, "max_grad_norm": 0.0}
+    arguments = transformers.TrainingArguments(output_dir=str(folder), **(quiet | options))
     optimizer = way.optimizer()
-    arguments = transformers.TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=1,
-        gradient_accumulation_steps=accumulated,
-        max_grad_norm=max_norm or 0.0,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-    )
-    both = (optimizer, scheduled(optimizer))
-    Trainer(model_of(way), arguments, optimizers=both).train()
-    return way.weights()
+    return Trainer(model_of(way), arguments, optimizers=(optimizer, scheduled(optimizer)))
 
 
 @pytest.mark.parametrize(("accumulated", "max_norm"), [(1, None), (2, MAX_NORM)])
@@ -60,6 +51,18 @@ def test_the_trainer_comes_to_the_parameters_of_a_plain_loop(
     twin: RemoteSession,
     tmp_path: Path,
 ) -> None:
-    found = trained(WAYS[way](session), accumulated, max_norm, tmp_path)
+    ours = WAYS[way](session)
+    options = {"gradient_accumulation_steps": accumulated, "max_grad_norm": max_norm or 0.0}
+    trainer(ours, tmp_path, **options).train()
     expected = plain_loop(WAYS[way](twin), accumulated, max_norm)
-    check_same(found, expected, within=ROUNDING if max_norm else 0)
+    check_same(ours.weights(), expected, within=ROUNDING if max_norm else 0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_trainer_goes_on_from_its_checkpoint(
+    way: str, session: RemoteSession, twin: RemoteSession, tmp_path: Path
+) -> None:
+    half = WAYS[way](session)
+    trainer(half, tmp_path, save_strategy="epoch").train()
+    trainer(half, tmp_path, num_train_epochs=2).train(resume_from_checkpoint=True)
+    check_same(half.weights(), plain_loop(WAYS[way](twin), epochs=2), within=0)
