@@ -2,13 +2,14 @@
 
 import copy
 import threading
+import weakref
 from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from curvserve.engine import backpack, evaluate, extend
+from curvserve.engine import backpack, context, evaluate, extend
 from curvserve.engine.extensions import HBP, HMP, BatchGrad, DiagGGNExact, SumGradSquared
 from curvserve.engine.hbp_options import (
     BackpropStrategy,
@@ -83,6 +84,22 @@ def test_a_block_in_one_thread_is_none_in_another() -> None:
     done.set()
     other.join()
     assert hasattr(model[0].weight, "diag_ggn_exact")
+
+
+def test_what_a_block_asks_for_lives_as_long_as_the_block() -> None:
+    """Torch's own storage holds it: torch 2.11 takes no reference to what it is given to hold."""
+    model, loss = net()
+    x, y = batch()
+    for _ in range(1000):
+        request = context.Request((BatchGrad(),))
+        held = weakref.ref(request)
+        before = context.enter(request)
+        del request
+        assert context.current() is held()
+        loss(model(x), y).backward()
+        context.restore(before)
+        assert held() is None
+        assert context.current() is None
 
 
 def instance(kind: type[Quantity]) -> Quantity:
