@@ -160,6 +160,6 @@ def twice_differentiable(at: Pass, compute: Callable[[Pass], T]) -> T:
         again = rerun(recorded.call, index, at.loss.outputs)
     assert again.grad_fn is not None
     edge = GradientEdge(again.grad_fn, again.output_nr)
-    graph = read(again.grad_fn)
+    graph = read(edge)
     found = plan(graph, edge, again.detach())
     return compute(replace(at, graph=graph, plan=found, output=edge))
