@@ -27,7 +27,7 @@ demo: $(READY)  ## serve mnist_cnn, train it over HTTP on handwritten digits, pr
 	$(BIN)/curvserve demo
 
 test: check  ## lint, types and the whole test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile
 
 check: $(READY)  ## lint and types only
 	$(BIN)/ruff check .

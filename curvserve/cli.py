@@ -57,6 +57,13 @@ def serve(
     tls_cert: Annotated[
         Path | None, typer.Option(envvar="CURVSERVE_TLS_CERT", help="PEM certificate chain.")
     ] = None,
+    uds: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CURVSERVE_UDS",
+            help="Unix socket to listen on instead of a port; its owner alone can call.",
+        ),
+    ] = None,
     tls_key: Annotated[
         Path | None, typer.Option(envvar="CURVSERVE_TLS_KEY", help="Its private key, PEM.")
     ] = None,
@@ -146,7 +153,7 @@ def serve(
     from .models import ModelNotFound, resolve
     from .server import Limits, create_app, logs
     from .server.device import DeviceNotFound, find_device
-    from .server.run import CannotListen, address_of, listen
+    from .server.run import CannotListen, address_of, listen, listen_at
     from .server.run import serve as run
     from .server.tls import TLSFileError, tls_context
     from .sessions.storage import StorageError
@@ -177,7 +184,10 @@ def serve(
             open_store=open_store,
             snapshot_every=snapshot_every,
         )
-        listener = listen(host, port, insecure=insecure or keys is not None)
+        if uds is not None:
+            listener = listen_at(uds)
+        else:
+            listener = listen(host, port, insecure=insecure or keys is not None)
         application.state.context.durability.open()
     except (
         KeyFileError,

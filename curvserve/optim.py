@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import overload
 
-from curvserve_client.local import LocalDiagGGN
+from curvserve_client.local import RuleOptimizer
 from curvserve_client.rules import DiagGGN, override_rule, rule_options
 from torch.optim.optimizer import ParamsT
 
 
-class DiagGGNOptimizer(LocalDiagGGN):
+class DiagGGNOptimizer(RuleOptimizer):
     """Gradient descent preconditioned with the diagonal of the generalised Gauss-Newton matrix.
 
     p -= lr * p.grad / (p.diag_ggn_mc + damping): the same arithmetic, bit for bit, as a step on a

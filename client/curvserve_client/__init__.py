@@ -7,6 +7,8 @@ Example:
     ...     result = optimizer.step_on(x, y)
 """
 
+from .async_client import AsyncClient, connect_async
+from .async_session import AsyncRemoteSession
 from .client import Client, connect
 from .errors import (
     BodyTooLarge,
@@ -34,6 +36,7 @@ from .errors import (
     OutOfMemory,
     Overloaded,
     ParameterMismatch,
+    PipelineBroken,
     ProblemError,
     ProtocolError,
     SessionExists,
@@ -44,16 +47,22 @@ from .errors import (
     UnknownModel,
     UnknownQuantity,
     UnknownSession,
+    Unreachable,
     UnsupportedMediaType,
 )
-from .handles import RemoteParameter
-from .mirror import Mirror
-from .optimizer import RemoteDiagGGNOptimizer
+from .handles import RemoteGradient, RemoteParameter
+from .mirror import AsyncMirror, Mirror
+from .module import RemoteModule
+from .optimizer import RemoteDiagGGNOptimizer, RemoteOptimizer
+from .pipeline import Pipeline
+from .protocol import Group
 from .rules import KFAC, SGD, Adam, DiagGGN, Sophia
 from .session import RemoteSession
 from .types import (
+    CheckpointSpec,
     CurvatureResult,
     EvaluateResult,
+    ForwardBackwardResult,
     ModelSpec,
     ParameterSpec,
     SessionInfo,
@@ -65,8 +74,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adam",
+    "AsyncClient",
+    "AsyncMirror",
+    "AsyncRemoteSession",
     "BodyTooLarge",
     "CheckpointExists",
+    "CheckpointSpec",
     "Client",
     "ConnectionFailed",
     "CurvatureResult",
@@ -77,6 +90,8 @@ __all__ = [
     "Draining",
     "EvaluateResult",
     "Forbidden",
+    "ForwardBackwardResult",
+    "Group",
     "InFlight",
     "InternalError",
     "InvalidBatch",
@@ -98,9 +113,14 @@ __all__ = [
     "Overloaded",
     "ParameterMismatch",
     "ParameterSpec",
+    "Pipeline",
+    "PipelineBroken",
     "ProblemError",
     "ProtocolError",
     "RemoteDiagGGNOptimizer",
+    "RemoteGradient",
+    "RemoteModule",
+    "RemoteOptimizer",
     "RemoteParameter",
     "RemoteSession",
     "SGD",
@@ -116,6 +136,8 @@ __all__ = [
     "UnknownModel",
     "UnknownQuantity",
     "UnknownSession",
+    "Unreachable",
     "UnsupportedMediaType",
     "connect",
+    "connect_async",
 ]

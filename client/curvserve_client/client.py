@@ -1,7 +1,7 @@
 """A server: its models and its sessions."""
 
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
@@ -24,6 +24,8 @@ def connect(
     timeout: float = TIMEOUT,
     http: httpx.Client | None = None,
     api_key: str | None = None,
+    run: str | None = None,
+    shared: bool = False,
 ) -> RemoteSession:
     """Return a session that a server has already.
 
@@ -31,12 +33,17 @@ def connect(
     are enough.
 
     Args:
-        url: `http://host:port`.
+        url: `http://host:port`, or `unix:/path` of a server on the same machine.
         model: the model; its session of the same name is taken unless `session` names another.
         session: the session.
-        timeout: seconds that each call may take in all.
-        http: a client of your own (TLS, authentication, proxies); it stays open.
+        timeout: seconds that each call may take in all, attempts and pauses together.
+        http: a client of your own (TLS, authentication, proxies, unix sockets); it stays open.
         api_key: what the server knows you by; None for that in `CURVSERVE_API_KEY`.
+        run: a name of this training run, in every idempotency key. A program that is started again
+            under the same name, from the version that it had saved, gets the answer of the step
+            that it had sent and not seen answered. None for a name that is nobody else's.
+        shared: others change this session too: steps start from whatever version there is, and the
+            server makes them one after another. Otherwise theirs would raise `StaleVersion` here.
 
     Returns:
         The session, to be used in a `with` block or closed.
@@ -45,21 +52,17 @@ def connect(
         ValueError: neither a model nor a session is named, or URL, timeout or key are invalid.
         Unauthorized: the server wants an API key, and this is none that it knows.
         UnknownSession: no such session, or it is of another model.
-        ConnectionFailed: nothing listens at the URL.
+        Unreachable: nothing listens at the URL.
         ProtocolError: what listens there is not a curvserve.
     """
-    name = session or model
-    if name is None:
-        raise ValueError("name a model or a session: connect(url, model='mnist_cnn')")
+    name = named(model, session)
     transport = Transport(url, timeout, http, api_key)
     try:
-        info = transport.send(protocol.get_session(name))
-        if model not in (None, info.model):
-            raise UnknownSession(f"the session {name!r} is of {info.model!r}, not of {model!r}")
+        info = of_model(transport.send(protocol.get_session(name)), model)
     except BaseException:
         transport.close()
         raise
-    return RemoteSession(transport, info, owner=True)
+    return RemoteSession(transport, info, owner=True, run=run, shared=shared)
 
 
 class Client:
@@ -119,6 +122,9 @@ class Client:
         *,
         seed: int | None = None,
         rule: Rule | None = None,
+        from_checkpoint: str | None = None,
+        run: str | None = None,
+        shared: bool = False,
     ) -> RemoteSession:
         """Make a new session.
 
@@ -127,25 +133,32 @@ class Client:
             name: the session's name; None to be given one.
             seed: the seed of its initial parameters and of every draw; None for the server's own.
             rule: the update rule of its steps; None for the server's own.
+            from_checkpoint: `session/checkpoint` to go on from, with its seed and rule.
+            run: see `connect`.
+            shared: see `connect`.
 
         Raises:
             UnknownModel: no such model.
             SessionExists: the name is taken.
+            UnknownCheckpoint: no such checkpoint.
         """
-        wanted = None if rule is None else {"name": rule.name} | rule_options(rule)
-        info = self._transport.send(protocol.create_session(model, name, seed, wanted))
-        return RemoteSession(self._transport, info)
+        request = protocol.create_session(model, name, seed, described(rule), from_checkpoint)
+        info = self._transport.send(request)
+        return RemoteSession(self._transport, info, run=run, shared=shared)
 
-    def session(self, name: str) -> RemoteSession:
+    def session(self, name: str, *, run: str | None = None, shared: bool = False) -> RemoteSession:
         """Return a session that is there already.
 
         Args:
             name: the session's name.
+            run: see `connect`.
+            shared: see `connect`.
 
         Raises:
             UnknownSession: no such session.
         """
-        return RemoteSession(self._transport, self._transport.send(protocol.get_session(name)))
+        info = self._transport.send(protocol.get_session(name))
+        return RemoteSession(self._transport, info, run=run, shared=shared)
 
     def delete_session(self, name: str) -> None:
         """End a session; its parameters are gone.
@@ -177,4 +190,24 @@ class Client:
 
     def __repr__(self) -> str:
         """Say which server it is."""
-        return f"Client({self._transport.address!r})"
+        return f"Client({self._transport.link.address!r})"
+
+
+def named(model: str | None, session: str | None) -> str:
+    """Return the name of the session that `connect` asks for."""
+    name = session or model
+    if name is None:
+        raise ValueError("name a model or a session: connect(url, model='mnist_cnn')")
+    return name
+
+
+def of_model(info: SessionInfo, model: str | None) -> SessionInfo:
+    """Return a session, which is of the model that was named, if one was."""
+    if model not in (None, info.model):
+        raise UnknownSession(f"the session {info.name!r} is of {info.model!r}, not of {model!r}")
+    return info
+
+
+def described(rule: Rule | None) -> dict[str, Any] | None:
+    """Return a rule as the contract has it."""
+    return None if rule is None else {"name": rule.name} | rule_options(rule)

@@ -27,6 +27,11 @@ class Deadline:
         self.timeouts: dict[str, float | None] = {}
         self.check("a connection")
 
+    @property
+    def left(self) -> float:
+        """The seconds that are left."""
+        return self._end - time.monotonic()
+
     def check(self, awaited: str) -> None:
         """Go on to wait for something, with the time that is left.
 
@@ -36,7 +41,7 @@ class Deadline:
         Raises:
             DeadlinePassed: no time is left.
         """
-        left = self._end - time.monotonic()
+        left = self.left
         if left <= 0:
             raise self.passed(awaited)
         self.timeouts.update(connect=left, read=left, write=left, pool=left)

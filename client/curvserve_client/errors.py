@@ -15,7 +15,11 @@ class CurvserveError(Exception):
 
 
 class ConnectionFailed(CurvserveError, ConnectionError):
-    """No answer came: nothing listens there, or the connection broke before the answer ended."""
+    """No answer came: the connection broke before the answer had ended, or there was none."""
+
+
+class Unreachable(ConnectionFailed):
+    """No connection could be made, so nothing was sent: nothing listens there, or not yet again."""
 
 
 class DeadlinePassed(CurvserveError, TimeoutError):
@@ -24,6 +28,10 @@ class DeadlinePassed(CurvserveError, TimeoutError):
 
 class ProtocolError(CurvserveError):
     """An answer came that the contract does not allow: another service, or another version."""
+
+
+class PipelineBroken(CurvserveError, RuntimeError):
+    """A step was not made, because one sent before it was refused or got no answer."""
 
 
 class ParameterMismatch(CurvserveError, ValueError):

@@ -1,6 +1,5 @@
 """A rule's steps on parameters of this process: what the local optimizers have in common."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,26 +9,25 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidRule
-from .rules import DiagGGN, RuleState, Tensors, Update
-
-OPTIONS = tuple(field.name for field in dataclasses.fields(DiagGGN))
-"""The options of a parameter group, beside torch's own keys."""
+from .rules import DiagGGN, Rule, RuleState, Tensors, Update, rule_options
 
 Closure = Callable[[], Any]
 
 
-class LocalDiagGGN(torch.optim.Optimizer):
-    """Applies `DiagGGN` to parameters that carry `grad` and `diag_ggn_mc`, group by group.
+class RuleOptimizer(torch.optim.Optimizer):
+    """Applies a rule to parameters that carry the quantities it reads, group by group.
 
     Each option is a key of the parameter groups, read at each step. What the rule remembers is part
     of `state_dict`: its numbers in the group, its tensors in the parameter's own state.
 
     Attributes:
+        rule: the kind of rule, whose options the groups hold.
         metrics: what the rule told of the last step, one mapping for each group.
     """
 
+    rule: type[Rule] = DiagGGN
     metrics: tuple[Mapping[str, float | Tensor], ...] = ()
-    _remedy: ClassVar[str]  # how a parameter gets its diag_ggn_mc
+    _remedy: ClassVar[str]  # how a parameter gets its quantities
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters.
@@ -61,7 +59,20 @@ class LocalDiagGGN(torch.optim.Optimizer):
                 self.state[parameter][slot] = tensor.to(parameter.device, copy=True)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        rule_of(group)
+        self._rule_of(group)
+
+    def _rule_of(self, group: Mapping[str, Any]) -> Rule:
+        """Return the rule of a parameter group's options.
+
+        Raises:
+            InvalidRule: an option is out of its range.
+        """
+        return self.rule(**self._options_of(group))
+
+    def _options_of(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a group's options; schedulers may make tensors or numpy's numbers of them."""
+        found = {name: group[name] for name in self.rule.__dataclass_fields__ if name in group}
+        return {name: v.item() if hasattr(v, "item") else v for name, v in found.items()}
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -69,7 +80,7 @@ class LocalDiagGGN(torch.optim.Optimizer):
     @torch.no_grad()
     def _step_here(self, closure: Closure | None) -> Any:
         """Run the closure, let the rule update every group, and return the closure's loss."""
-        rules = [rule_of(group) for group in self.param_groups]
+        rules = [self._rule_of(group) for group in self.param_groups]
         self._check_trials(rules, closure)
         loss = None
         if closure is not None:
@@ -84,8 +95,8 @@ class LocalDiagGGN(torch.optim.Optimizer):
         self.metrics = tuple(update.metrics for update in updates)
         return loss
 
-    def _check_trials(self, rules: list[DiagGGN], closure: Closure | None) -> None:
-        if not any(rule.damping_interval for rule in rules):
+    def _check_trials(self, rules: list[Rule], closure: Closure | None) -> None:
+        if not any(rule_options(rule).get("damping_interval") for rule in rules):
             return
         if closure is None:
             raise RuntimeError(
@@ -98,7 +109,7 @@ class LocalDiagGGN(torch.optim.Optimizer):
             )
 
     def _update(
-        self, group: dict[str, Any], rule: DiagGGN, loss: Any, closure: Closure | None
+        self, group: dict[str, Any], rule: Rule, loss: Any, closure: Closure | None
     ) -> Update:
         trained = {
             str(number): parameter
@@ -119,19 +130,19 @@ class LocalDiagGGN(torch.optim.Optimizer):
             trained, quantities, state, loss=math.nan if loss is None else loss, loss_at=loss_at
         )
 
-    def _read(self, trained: Tensors, quantity: str) -> dict[str, Tensor]:
+    def _read(self, trained: Tensors, quantity: str) -> dict[str, Any]:
         return {name: self._quantity(parameter, quantity) for name, parameter in trained.items()}
 
-    def _quantity(self, parameter: Tensor, quantity: str) -> Tensor:
+    def _quantity(self, parameter: Tensor, quantity: str) -> Any:
         found = getattr(parameter, quantity, None)
-        if not isinstance(found, Tensor):
+        if not isinstance(found, Tensor | list):  # Kronecker factors are a list
             raise RuntimeError(
                 f"a parameter of shape {list(parameter.shape)} has a gradient and no {quantity}: "
                 + self._remedy
             )
         return found
 
-    def _remembered(self, group: dict[str, Any], rule: DiagGGN) -> RuleState:
+    def _remembered(self, group: dict[str, Any], rule: Rule) -> RuleState:
         named = {str(number): parameter for number, parameter in enumerate(group["params"])}
         start = rule.start(named)
         tensors: dict[str, dict[str, Tensor]] = {}
@@ -148,21 +159,6 @@ class LocalDiagGGN(torch.optim.Optimizer):
                 self.state[group["params"][int(name)]][slot] = tensor
         for name, tensor in update.parameters.items():
             group["params"][int(name)].copy_(tensor)
-
-
-def rule_of(group: Mapping[str, Any]) -> DiagGGN:
-    """Return the rule of a parameter group's options.
-
-    Raises:
-        InvalidRule: an option is out of its range.
-    """
-    return DiagGGN(**options_of(group))
-
-
-def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options in a parameter group; schedulers may make tensors or numpy's of them."""
-    found = {name: group[name] for name in OPTIONS if name in group}
-    return {name: v.item() if hasattr(v, "item") else v for name, v in found.items()}
 
 
 def _detached(loss: Any) -> Any:

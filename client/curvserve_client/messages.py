@@ -7,11 +7,20 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from . import wire
-from .errors import CurvserveError, MalformedBody, ProblemError, ProtocolError, from_problem
+from .errors import (
+    ConnectionFailed,
+    CurvserveError,
+    MalformedBody,
+    ProblemError,
+    ProtocolError,
+    from_problem,
+)
 from .types.fields import parse_json
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"
+
+_GATEWAY = (502, 503, 504)  # what proxies say of servers behind them; RFC 9110, section 15.6
 
 T = TypeVar("T")
 
@@ -60,11 +69,13 @@ class Answer:
             raise ProtocolError(f"the answer cannot be read: {error.detail}") from error
 
     def problem(self) -> CurvserveError:
-        """Return the error that the server tells.
+        """Return the error that the server, or a proxy before it, tells.
 
         Raises:
             ProtocolError: another content type, or no JSON object.
         """
+        if self.status in _GATEWAY and self.media_type != PROBLEM:
+            return ConnectionFailed(f"a proxy answers {self.status}: the server cannot be reached")
         error = from_problem(self.json(PROBLEM), self.status)
         if isinstance(error, ProblemError):
             error.retry_after = _seconds(self.headers.get("retry-after", ""))
@@ -90,6 +101,10 @@ class Request(Generic[T]):
         query: the query parameters.
         headers: the headers, without Content-Length.
         parts: the body's parts.
+        repeatable: whether it may be sent again where no answer came: it changes nothing, or
+            carries an idempotency key.
+        sent: called whenever the whole body has been sent.
+        not_yet: a problem that others are to end soon: the request is made again until then.
     """
 
     method: str
@@ -99,6 +114,9 @@ class Request(Generic[T]):
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     parts: Sequence[memoryview] = ()
+    repeatable: bool = True
+    sent: Callable[[], None] = lambda: None
+    not_yet: type[ProblemError] | None = None
 
     def read(self, answer: Answer) -> T:
         """Return the result that an answer holds.

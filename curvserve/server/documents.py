@@ -1,5 +1,6 @@
 """JSON documents that steer the server, checked by pydantic."""
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from curvserve_client.errors import InvalidRequest
@@ -27,4 +28,17 @@ def parse(kind: type[ModelT], body: Body) -> ModelT:
 
 def request_body(kind: type[BaseModel]) -> dict[str, Any]:
     """Return what OpenAPI says of a body of a kind."""
-    return {"required": True, "content": {JSON: {"schema": kind.model_json_schema()}}}
+    schema = kind.model_json_schema()
+    schema = _inlined(schema, schema.pop("$defs", {}))
+    return {"required": True, "content": {JSON: {"schema": schema}}}
+
+
+def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """Return a schema without references: those of pydantic do not reach from within OpenAPI."""
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(member, definitions) for name, member in schema.items()}

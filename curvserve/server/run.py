@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import ssl
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -58,6 +59,37 @@ def listen(host: str, port: int, *, insecure: bool = False) -> socket.socket:
     return listener
 
 
+def listen_at(path: Path) -> socket.socket:
+    """Return a Unix socket that listens; only its owner can connect.
+
+    Args:
+        path: where it is to be; one that a dead server left behind is replaced.
+
+    Raises:
+        CannotListen: a server listens there already, something else is there, or no socket can be.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket() and not _answers(path):
+            path.unlink()
+        before = os.umask(0o177)  # from the first moment on
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise CannotListen(f"cannot listen on unix:{path}: {error.strerror or error}") from error
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    """Tell whether somebody listens at a Unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 def is_loopback(address: str) -> bool:
     """Tell whether only this machine can call an address."""
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
@@ -65,6 +97,8 @@ def is_loopback(address: str) -> bool:
 
 def address_of(listener: socket.socket, *, tls: bool = False) -> str:
     """Return a bound socket's address as a URL."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
     scheme = "https" if tls else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
@@ -139,6 +173,9 @@ class _Server(uvicorn.Server):
         context.bodies.close()
         context.sessions.drain()
         finishing = asyncio.create_task(context.sessions.finish(context.limits.shutdown_seconds))
+        for each in sockets or []:
+            if each.family == socket.AF_UNIX:
+                os.unlink(each.getsockname())
         await super().shutdown(sockets)
         await finishing
 
@@ -158,8 +195,12 @@ def _warn(context: Context, listener: socket.socket, tls: ssl.SSLContext | None)
         return
     if context.keys.readable_by_others:
         _LOG.warning("every user of this machine can read %s", context.keys.path)
-    if tls is None and not is_loopback(listener.getsockname()[0]):
+    if tls is None and not _is_local(listener):
         _LOG.warning("without --tls-cert and --tls-key the API keys travel in the clear")
+
+
+def _is_local(listener: socket.socket) -> bool:
+    return listener.family == socket.AF_UNIX or is_loopback(listener.getsockname()[0])
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, str]:

@@ -6,6 +6,7 @@ from .durability import Durability
 from .events import Event, Events
 from .executor import Executor, InlineExecutor
 from .machine import Expectation, Kind, Machine, Receipt, Ticket
+from .pending import Reduction
 from .session import Session
 from .state import SessionState, Tensors
 
@@ -21,6 +22,7 @@ __all__ = [
     "Kind",
     "Machine",
     "Receipt",
+    "Reduction",
     "Request",
     "Session",
     "SessionState",

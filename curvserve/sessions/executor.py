@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
-from curvserve_client.rules import Rule
+from curvserve_client.rules import Rule, RuleGroup
 from curvserve_client.types import (
     CurvatureResult,
     EvaluateResult,
@@ -19,7 +19,7 @@ from .. import phases
 from ..models import Model
 from ..phases import Phases
 from . import jobs, steps
-from .pending import Pending
+from .pending import Pending, Reduction
 from .replica import Replica, initial_tensors
 from .state import SessionState, Tensors
 
@@ -56,13 +56,21 @@ class Executor(Protocol):
         ...
 
     async def forward_backward(
-        self, state: SessionState, batch: Tensors, before: Pending | None
+        self,
+        state: SessionState,
+        batch: Tensors,
+        before: Pending | None,
+        reduction: Reduction = Reduction.SUM,
     ) -> tuple[Pending, ForwardBackwardResult]:
         """Return what the session's rule needs of a batch, together with what was pending."""
         ...
 
     async def optim_step(
-        self, state: SessionState, pending: Pending, rule: Rule, scales: Mapping[str, float]
+        self,
+        state: SessionState,
+        pending: Pending,
+        groups: Sequence[RuleGroup],
+        scales: Mapping[str, float],
     ) -> tuple[SessionState, StepResult]:
         """Return the state after one step with what is pending, and what the step did."""
         ...
@@ -131,16 +139,26 @@ class InlineExecutor:
         return await self._run(self._on_replica, steps.step, state, batch, rule)
 
     async def forward_backward(
-        self, state: SessionState, batch: Tensors, before: Pending | None
+        self,
+        state: SessionState,
+        batch: Tensors,
+        before: Pending | None,
+        reduction: Reduction = Reduction.SUM,
     ) -> tuple[Pending, ForwardBackwardResult]:
         """See `Executor`."""
-        return await self._run(self._on_replica, steps.forward_backward, state, batch, before)
+        return await self._run(
+            self._on_replica, steps.forward_backward, state, batch, before, reduction
+        )
 
     async def optim_step(
-        self, state: SessionState, pending: Pending, rule: Rule, scales: Mapping[str, float]
+        self,
+        state: SessionState,
+        pending: Pending,
+        groups: Sequence[RuleGroup],
+        scales: Mapping[str, float],
     ) -> tuple[SessionState, StepResult]:
         """See `Executor`."""
-        return await self._run(self._on_replica, steps.optim_step, state, pending, rule, scales)
+        return await self._run(self._on_replica, steps.optim_step, state, pending, groups, scales)
 
     async def load(self, state: SessionState, tensors: Tensors) -> SessionState:
         """See `Executor`."""

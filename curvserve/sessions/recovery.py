@@ -18,9 +18,10 @@ from ..models import Model
 from .durability import Durability
 from .executor import Executor
 from .machine import Kind
-from .pending import Pending
+from .pending import Pending, Reduction
 from .snapshots import snapshot_of, state_of
 from .state import SessionState, Tensors
+from .steps import rule_groups
 from .storage import Change, Stored, digest
 
 
@@ -90,18 +91,20 @@ class Recovery:
         options: Mapping[str, Any] = change.options
         if change.kind == Kind.LOAD:
             return await self._executor.load(state, batches[0])
-        rule = override_rule(state.rule, options["options"])
         if change.kind == Kind.STEP:
+            rule = override_rule(state.rule, options["options"])
             return (await self._executor.step(state, batches[0], rule))[0]
         pending = await self._pending(state, batches, change)
-        return (await self._executor.optim_step(state, pending, rule, options["scales"]))[0]
+        groups = rule_groups(state, options["options"], options.get("groups"))
+        return (await self._executor.optim_step(state, pending, groups, options["scales"]))[0]
 
     async def _pending(
         self, state: SessionState, batches: Sequence[Tensors], change: Change
     ) -> Pending:
         pending: Pending | None = None
+        reduction = Reduction(change.options.get("reduction", Reduction.SUM))
         for batch, ref in zip(batches, change.batches, strict=True):
-            pending, _ = await self._executor.forward_backward(state, batch, pending)
+            pending, _ = await self._executor.forward_backward(state, batch, pending, reduction)
             pending = pending.written(ref)
         assert pending is not None  # no step is taken with nothing pending
         return pending

@@ -22,8 +22,9 @@ from .durability import Durability
 from .events import Events
 from .executor import Executor
 from .machine import Expectation, Kind, Machine, Receipt, Ticket
-from .pending import Pending
+from .pending import Pending, Reduction
 from .state import SessionState, Tensors
+from .steps import rule_groups
 from .storage import BatchRef, Change, CheckpointInfo, SessionRecord
 
 log = logging.getLogger("curvserve.sessions")
@@ -223,16 +224,23 @@ class Session:
         return await self._change(Kind.STEP, request, compute)
 
     async def forward_backward(
-        self, request: Request, batch: BatchReader, *, accumulate: bool
+        self,
+        request: Request,
+        batch: BatchReader,
+        *,
+        accumulate: bool,
+        reduction: Reduction = Reduction.SUM,
     ) -> Receipt:
         """Compute what a step needs of a batch, and keep it for `optim_step`.
 
         Args:
             request: as for `step`.
             batch: gives the batch.
-            accumulate: add to what is pending already; otherwise that is dropped.
+            accumulate: join with what is pending already; otherwise that is dropped.
+            reduction: how the gradients are joined.
 
         Raises:
+            InvalidRequest: what is pending is joined in another way.
             ProblemError: as `step`.
         """
 
@@ -240,7 +248,8 @@ class Session:
             tensors = await batch()
             before = self._pending if accumulate else None
             (pending, result), ref = await asyncio.gather(
-                self._executor.forward_backward(state, tensors, before), self._write(tensors)
+                self._executor.forward_backward(state, tensors, before, reduction),
+                self._write(tensors),
             )
             return _Outcome(state, result.to_dict(), pending=pending.written(ref))
 
@@ -252,6 +261,7 @@ class Session:
         options: Mapping[str, Option],
         scales: Mapping[str, float],
         pending: int | None = None,
+        groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> Receipt:
         """Take a step with what is pending, exactly once.
 
@@ -260,6 +270,8 @@ class Session:
             options: options of the session's rule to replace for this step.
             scales: parameter name -> what its gradient is multiplied by; 1 where it is absent.
             pending: how many batches have to be pending, where the caller knows.
+            groups: groups of parameters, `parameters` and `options` of each; a parameter of none
+                stays as it is. None for all parameters alike.
 
         Raises:
             NothingPending: none are, or not as many.
@@ -267,11 +279,17 @@ class Session:
         """
 
         async def compute(state: SessionState) -> _Outcome:
-            rule = override_rule(state.rule, options)
-            assert self._pending is not None  # or the machine would have refused to start
-            after, result = await self._executor.optim_step(state, self._pending, rule, scales)
-            said = {"options": dict(options), "scales": dict(scales)}
-            return _Outcome(after, result.to_dict(), self._pending.batches, said)
+            stepped = rule_groups(state, options, groups)
+            pending = self._pending
+            assert pending is not None  # or the machine would have refused to start
+            after, result = await self._executor.optim_step(state, pending, stepped, scales)
+            said = {
+                "options": dict(options),
+                "scales": dict(scales),
+                "groups": groups,
+                "reduction": pending.reduction,
+            }
+            return _Outcome(after, result.to_dict(), pending.batches, said)
 
         return await self._change(Kind.OPTIM_STEP, request, compute, pending=pending)
 

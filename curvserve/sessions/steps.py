@@ -5,17 +5,27 @@ A step returns the next state, and raises before there is one. It is one call, o
 or event loops.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from curvserve_client.errors import InvalidRequest, InvalidRule
-from curvserve_client.rules import LossAt, Rule, RuleState, rule_options
+from curvserve_client.rules import (
+    LossAt,
+    Rule,
+    RuleGroup,
+    RuleState,
+    group_state,
+    override_rule,
+    rule_options,
+    update_groups,
+)
 from curvserve_client.types import ForwardBackwardResult, StepResult
 from torch import Tensor
 
 from . import jobs
 from .finite import check_finite
-from .pending import Pending
+from .pending import Pending, Reduction
 from .replica import Replica
 from .state import SessionState, Tensors
 
@@ -47,11 +57,40 @@ def step(
             return jobs.loss_at(replica, state, parameters, batch)
 
         pending = Pending(found.quantities, found.loss, metrics, len(batch["inputs"]))
-        return _applied(replica, state, pending, rule, loss_at, replica.buffers())
+        whole = [RuleGroup(tuple(state.parameters), rule)]
+        return _applied(state, pending, whole, loss_at, replica.buffers())
+
+
+def rule_groups(
+    state: SessionState,
+    options: Mapping[str, float],
+    groups: Sequence[Mapping[str, Any]] | None,
+) -> list[RuleGroup]:
+    """Return how each parameter is stepped.
+
+    Args:
+        state: the session, whose rule it is.
+        options: options to replace for all parameters.
+        groups: `parameters`, and `options` to replace for these; None for one of everything.
+
+    Raises:
+        InvalidRule: an option is unknown or out of range.
+    """
+    rule = override_rule(state.rule, options)
+    if groups is None:
+        return [RuleGroup(tuple(state.parameters), rule)]
+    return [
+        RuleGroup(tuple(group["parameters"]), override_rule(rule, group["options"]))
+        for group in groups
+    ]
 
 
 def forward_backward(
-    replica: Replica, state: SessionState, batch: Tensors, before: Pending | None
+    replica: Replica,
+    state: SessionState,
+    batch: Tensors,
+    before: Pending | None,
+    reduction: Reduction = Reduction.SUM,
 ) -> tuple[Pending, ForwardBackwardResult]:
     """Return what the session's rule needs of a batch, together with what was pending before.
 
@@ -59,7 +98,8 @@ def forward_backward(
         replica: the model on its device.
         state: the version to differentiate at.
         batch: `inputs` and `targets` in host memory, their layout checked.
-        before: what is pending and to be added to.
+        before: what is pending and to be joined with.
+        reduction: how the gradients are joined.
 
     Raises:
         ProblemError: as `step`.
@@ -68,7 +108,8 @@ def forward_backward(
     with jobs.told_as_problems(), torch.no_grad():
         wanted = state.rule.quantities(state.rule_state)
         found, metrics = jobs.differentiate(replica, state, batch, wanted, part=part)
-        new = Pending(found.quantities, found.loss, metrics, len(batch["inputs"]))
+        samples = len(batch["inputs"])
+        new = Pending(found.quantities, found.loss, metrics, samples, reduction=reduction)
         pending = new if before is None else before.and_then(new)
         for quantity, tensors in pending.quantities.items():
             check_finite(jobs.named(quantity, tensors))
@@ -88,26 +129,28 @@ def optim_step(
     replica: Replica,
     state: SessionState,
     pending: Pending,
-    rule: Rule,
+    groups: Sequence[RuleGroup],
     scales: Mapping[str, float],
 ) -> tuple[SessionState, StepResult]:
-    """Return the state after one step of a rule with what is pending.
+    """Return the state after one step with what is pending.
 
     Args:
         replica: the model on its device.
         state: the version to step from, at which the batches were differentiated.
         pending: gradient and curvature.
-        rule: how quantities become a step; for this step only.
+        groups: how quantities become a step; a parameter of no group stays as it is.
         scales: parameter name -> what its gradient is multiplied by; 1 where it is absent.
 
     Raises:
-        InvalidRequest: a scale is of no parameter.
+        InvalidRequest: a scale or a group is of no parameter, or one is in two groups.
         ProblemError: as `step`.
     """
     trained = pending.quantities["grad"]
-    if unknown := scales.keys() - trained.keys():
-        named = ", ".join(sorted(unknown))
-        raise InvalidRequest(f"no trained parameter is called {named}", expected=", ".join(trained))
+    _check_named(trained, scales)
+    named = [name for group in groups for name in group.parameters]
+    _check_named(state.parameters, named)
+    if twice := sorted({name for name in named if named.count(name) > 1}):
+        raise InvalidRequest(f"{twice[0]} is in two groups", expected="each parameter in one")
 
     def loss_at(parameters: Tensors) -> float:
         raise InvalidRule(
@@ -119,21 +162,33 @@ def optim_step(
         taken = Pending(
             {**pending.quantities, "grad": scaled}, pending.loss, pending.metrics, pending.samples
         )
-        return _applied(replica, state, taken, rule, loss_at, state.buffers)
+        return _applied(state, taken, groups, loss_at, state.buffers)
+
+
+def _check_named(known: Mapping[str, object], names: Iterable[str]) -> None:
+    if unknown := sorted(set(names) - known.keys()):
+        message = f"no trained parameter is called {', '.join(unknown)}"
+        raise InvalidRequest(message, expected=", ".join(known))
 
 
 def _applied(
-    replica: Replica,
     state: SessionState,
     pending: Pending,
-    rule: Rule,
+    groups: Sequence[RuleGroup],
     loss_at: LossAt,
     buffers: Tensors,
 ) -> tuple[SessionState, StepResult]:
-    _check_range(rule, pending.quantities["grad"])
-    _check_read(rule.quantities(state.rule_state), pending.quantities)
-    update = rule.update(
-        state.parameters, pending.quantities, state.rule_state, loss=pending.loss, loss_at=loss_at
+    for number, group in enumerate(groups):
+        _check_range(group.rule, pending.quantities["grad"])
+        own = group_state(state.rule_state, number, group)
+        _check_read(group.rule.quantities(own), pending.quantities)
+    update = update_groups(
+        groups,
+        state.parameters,
+        pending.quantities,
+        state.rule_state,
+        loss=pending.loss,
+        loss_at=loss_at,
     )
     check_finite(jobs.named("parameter", update.parameters))
     _check_state(state.rule_state, update.state)

@@ -143,13 +143,26 @@ def test_a_module_of_another_dtype_is_refused(session: RemoteSession, net: nn.Se
         session.mirror(net.double())
 
 
-def test_a_rescaled_loss_is_an_error(
+def test_a_factor_on_the_loss_multiplies_the_gradient_alone(
     session: RemoteSession, net: nn.Sequential, batches: Batches
 ) -> None:
-    loss = session.mirror(net).loss(*batches[0])
-    with pytest.raises(RuntimeError, match=r"multiplied by 0\.5 before backward"):
-        (loss / 2).backward()
-    assert net[0].weight.grad is None
+    mirror = session.mirror(net)
+    (mirror.loss(*batches[0]) / 2).backward()
+    assert mirror.last is not None
+    found = mirror.last.tensors
+    for name, parameter in net.named_parameters():
+        assert torch.equal(parameter.grad, found["grad"][name] / 2)
+        assert torch.equal(parameter.diag_ggn_mc, found["diag_ggn_mc"][name])  # type: ignore[attr-defined]
+
+
+def test_without_gradients_the_loss_alone_is_computed(
+    session: RemoteSession, net: nn.Sequential, batches: Batches
+) -> None:
+    mirror = session.mirror(net)
+    with torch.no_grad():
+        loss = mirror.loss(*batches[0])
+    assert mirror.last is None and not loss.requires_grad
+    assert loss.item() == session.evaluate(*batches[0]).loss
 
 
 def test_backward_works_once(session: RemoteSession, net: nn.Sequential, batches: Batches) -> None:

@@ -26,7 +26,6 @@ IMPORTS = (
     "curvserve.server.run",
     "curvserve.sessions.stores",
     "tests.crash.model",
-    "torch._dynamo",  # loaded by the first dispatch mode, and the slowest of all
     "uvicorn.lifespan.on",
     "uvicorn.loops.auto",
 )

@@ -77,7 +77,7 @@ def test_what_the_server_has_no_time_for_is_refused_and_not_applied(tmp_path: Pa
             others = queue(gated, "bc")
             gated.server.process.terminate()
             assert [code(step.result()) for step in (first, *others)] == ["draining"] * 3
-        # 1 where the server is at its end before the computation is
+        # 1 where it looked for the end of the computation before there was one
         assert gated.server.process.wait(PATIENCE) in (0, 1)
     with gated_server(*kept_in(tmp_path)) as gated:
         assert gated.session.get().json()["version"] == 0

@@ -56,7 +56,7 @@ def serving(*arguments: str, log: bool = False, **environment: str) -> Iterator[
         try:
             assert process.stdout is not None
             announcement = process.stdout.readline()
-            assert " at http" in announcement, "no server; what it said is above"
+            assert announcement.startswith("curvserve: serving"), "no server; what it said is above"
             yield Server(process, announcement, process.stderr)
         finally:
             _end(process)

@@ -11,7 +11,7 @@ from curvserve_client.errors import NonFinite, SessionExists
 from curvserve_client.rules import Adam, DiagGGN, Rule
 from torch import Tensor, nn
 
-from curvserve.sessions import Sessions, SessionState
+from curvserve.sessions import Reduction, Sessions, SessionState
 from curvserve.sessions.storage import Level
 from tests.sessions.living import exactly, folder, request, some_batch, with_sessions
 from tests.sessions.small import DROPPED, PLAIN, batch, classifier, copies
@@ -28,9 +28,15 @@ async def train(sessions: Sessions, name: str, steps: int = 3) -> None:
     session = sessions.find(name)
     for number in range(steps):
         await session.step(request(f"step {number}"), some_batch, {"lr": 0.1 + number})
-    await session.forward_backward(request(), some_batch, accumulate=False)
-    await session.forward_backward(request(), some_batch, accumulate=True)
-    await session.optim_step(request("optim"), {"lr": 0.2}, {"2.bias": 0.25}, 2)
+    mean = Reduction.MEAN
+    await session.forward_backward(request(), some_batch, accumulate=False, reduction=mean)
+    await session.forward_backward(request(), some_batch, accumulate=True, reduction=mean)
+    first, *others = session.state.parameters
+    groups = [
+        {"parameters": [first], "options": {"lr": 0.3}},
+        {"parameters": others, "options": {}},
+    ]
+    await session.optim_step(request("optim"), {"lr": 0.2}, {"2.bias": 0.25}, 2, groups)
     halved = {key: tensor / 2 for key, tensor in session.state.parameters.items()}
 
     async def replacement() -> dict[str, Tensor]:

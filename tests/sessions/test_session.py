@@ -22,7 +22,7 @@ from curvserve_client.errors import (
 from curvserve_client.rules import SGD, DiagGGN
 from torch import Tensor
 
-from curvserve.sessions import Session, Sessions
+from curvserve.sessions import Reduction, Session, Sessions
 from curvserve.sessions.storage import decode_state
 from tests.sessions.living import (
     Patient,
@@ -196,6 +196,56 @@ def test_what_is_pending_is_told_and_checked() -> None:
         await session.step(request(), some_batch, {})
         with pytest.raises(NothingPending):
             await session.optim_step(request(), {}, {})
+
+    with_session(test)
+
+
+def test_a_mean_over_batches_is_that_over_their_samples() -> None:
+    async def test(session: Session, sessions: Sessions) -> None:
+        start = session.state
+        parts = [
+            (await session.curvature(given, ("grad",), 1, exactly(0), Patient())).tensors["grad"]
+            for given in (some_batch, other_batch)
+        ]
+        mean = Reduction.MEAN
+        for given, more in ((some_batch, False), (other_batch, True)):
+            await session.forward_backward(request(), given, accumulate=more, reduction=mean)
+        with pytest.raises(InvalidRequest, match="a mean over batches; expected reduction=mean"):
+            await session.forward_backward(request(), some_batch, accumulate=True)
+        pending = session._pending
+        assert pending is not None
+        for name in start.parameters:
+            expected = (6 * parts[0][name] + 12 * parts[1][name]) / 18
+            torch.testing.assert_close(pending.quantities["grad"][name], expected)
+
+    with_session(test)
+
+
+def test_groups_have_options_of_their_own_and_the_others_stay() -> None:
+    async def test(session: Session, sessions: Sessions) -> None:
+        start, names = session.state, list(session.state.parameters)
+        whole = await sessions.create("plain")
+        await whole.forward_backward(request(), some_batch, accumulate=False)
+        await session.forward_backward(request(), some_batch, accumulate=False)
+        for wrong, told in (
+            ([{"parameters": ["nothing"], "options": {}}], "no trained parameter is called"),
+            ([{"parameters": [names[0], names[0]], "options": {}}], "in two groups"),
+        ):
+            with pytest.raises(InvalidRequest, match=told):
+                await session.optim_step(request(), {}, {}, 1, wrong)
+        groups = [
+            {"parameters": names[:1], "options": {"lr": 0.4}},
+            {"parameters": names[1:2], "options": {}},
+        ]
+        taken = await session.optim_step(request(), {"lr": 0.1}, {}, 1, groups)
+        await whole.optim_step(request(), {"lr": 0.1}, {}, 1)
+        moved = {name: session.state.parameters[name] - start.parameters[name] for name in names}
+        alike = {name: whole.state.parameters[name] - start.parameters[name] for name in names}
+        torch.testing.assert_close(moved[names[0]], 4 * alike[names[0]], rtol=1e-4, atol=1e-7)
+        assert torch.equal(session.state.parameters[names[1]], whole.state.parameters[names[1]])
+        for name in names[2:]:
+            assert torch.equal(session.state.parameters[name], start.parameters[name])
+        assert taken.answer["update"]["damping#1"] == 1.0
 
     with_session(test)
 

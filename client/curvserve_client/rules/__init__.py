@@ -13,6 +13,7 @@ from ..errors import InvalidRule
 from .adam import Adam
 from .base import LossAt, Quantities, Rule, RuleState, Tensors, Update
 from .diag_ggn import DiagGGN
+from .groups import RuleGroup, group_state, update_groups
 from .kfac import KFAC
 from .options import typed
 from .sgd import SGD
@@ -27,13 +28,16 @@ __all__ = [
     "LossAt",
     "Quantities",
     "Rule",
+    "RuleGroup",
     "RuleState",
     "Sophia",
     "Tensors",
     "Update",
+    "group_state",
     "make_rule",
     "override_rule",
     "rule_options",
+    "update_groups",
 ]
 
 RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (DiagGGN, SGD, Adam, Sophia, KFAC)}

@@ -54,7 +54,8 @@ class DiagGGN(Checked):
         damping_interval: steps from one Levenberg-Marquardt trial to the next; 0 for none.
         damping_min: least damping that trials lead to.
         damping_max: largest damping that trials lead to.
-        quantiles: report the quantiles 0.1, 0.5 and 0.9 of h, of about 10,000 coordinates.
+        quantiles: report the quantiles 0.1, 0.5 and 0.9 of h, and the share of it that is below the
+            damping, of about 10,000 coordinates.
     """
 
     lr: float = option(0.05, AT_LEAST_ZERO)
@@ -111,7 +112,7 @@ class DiagGGN(Checked):
         moved, after, metrics = self._moved(parameters, model, after)
         metrics = {"damping": model.damping, **metrics}
         if self.quantiles:
-            metrics |= level_quantiles("curvature", curvatures)
+            metrics |= level_quantiles("curvature", curvatures, model.damping + self.l2)
         step = Update(moved, after.counted(), metrics)
         if not self._is_tried(state):
             return step

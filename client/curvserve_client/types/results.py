@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from ..display import html_table
 from ..errors import ProtocolError
 from .fields import number, numbers, parse_json, whole, whole_or_none
 
@@ -86,6 +87,17 @@ class StepResult:
         members = dataclasses.asdict(self)
         del members["durable_version"]
         return members
+
+    def _repr_html_(self) -> str:
+        """Return the result as a notebook shows it."""
+        rows = {
+            "loss": self.loss,
+            **self.metrics,
+            "samples": self.samples,
+            "step norm": self.step_norm,
+            **self.update,
+        }
+        return html_table(f"step to version {self.version}", rows)
 
 
 @dataclass(frozen=True)
@@ -174,6 +186,15 @@ class CurvatureResult:
             for name, tensor in parameters.items()
         }
         return tensors, {name: json.dumps(getattr(self, name)) for name in _METADATA}
+
+    def _repr_html_(self) -> str:
+        """Return the result as a notebook shows it: norms and medians, not tensors."""
+        rows: dict[str, object] = {"loss": self.loss, **self.metrics, "samples": self.samples}
+        for quantity, parameters in self.tensors.items():
+            for name, tensor in parameters.items():
+                flat = tensor.float().flatten()
+                rows[f"{quantity} {name}"] = f"norm {flat.norm():.3g}, median {flat.median():.3g}"
+        return html_table(f"curvature at version {self.version}", rows)
 
 
 _METADATA = ("loss", "metrics", "version", "seed", "samples")

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from ...sessions import Reduction
 from ..batches import BATCH, receive_batch
 from ..body import receive
 from ..caller import Caller
@@ -20,13 +21,33 @@ from .compute import COMPUTE
 router = APIRouter(prefix="/v1/sessions/{name}", tags=["compute"])
 
 
+Options = dict[str, bool | int | float]
+
+
+class ParameterGroup(BaseModel):
+    """Parameters that are stepped alike."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    parameters: list[str] = Field(min_length=1, description="Their names.")
+    options: Options = Field(
+        default_factory=dict, description="Options to replace for them; the others are the step's."
+    )
+
+
 class OptimStep(BaseModel):
     """How the pending gradient becomes a step."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    options: dict[str, bool | int | float] = Field(
+    options: Options = Field(
         default_factory=dict, description="Options of the session's rule, for this step alone."
+    )
+    groups: list[ParameterGroup] | None = Field(
+        None,
+        min_length=1,
+        description="Groups, each a step of its own, as those of a torch optimizer; a parameter of "
+        "none stays as it is. Without them all parameters are one group.",
     )
     scales: dict[str, float] = Field(
         default_factory=dict,
@@ -44,17 +65,25 @@ class OptimStep(BaseModel):
     responses=done(ForwardBackwardResult) | problems(*COMPUTE, *CHANGE, "unknown_quantity"),
 )
 async def forward_backward(
-    request: Request, session: InSession, context: InContext, accumulate: bool = False
+    request: Request,
+    session: InSession,
+    context: InContext,
+    accumulate: bool = False,
+    reduction: Reduction = Reduction.SUM,
 ) -> Response:
     """Compute what the session's rule needs of a batch, and keep it for `optim_step`.
 
-    Without `accumulate` what was pending before is dropped. Gradients add, curvature is the mean
-    over all samples. What is pending is lost with the next change, and with the server.
+    Without `accumulate` what was pending before is dropped. Gradients add, or with
+    `reduction=mean` become the mean over all samples, which curvature always is. What is pending
+    is lost with the next change, and with the server.
     """
     change = change_of(request)
     async with receive_batch(request, session, context) as arrived:
         receipt = await session.forward_backward(
-            change(arrived.body, arrived.caller), arrived.read, accumulate=accumulate
+            change(arrived.body, arrived.caller),
+            arrived.read,
+            accumulate=accumulate,
+            reduction=reduction,
         )
     return receipt_answer(session, receipt)
 
@@ -85,5 +114,8 @@ async def optim_step(request: Request, session: InSession, context: InContext) -
     async with receive(request, context.limits, context.bodies, tensor_bytes=0) as body:
         wanted = parse(OptimStep, body)
         asked = change(body, Caller(request, context.limits))
-        receipt = await session.optim_step(asked, wanted.options, wanted.scales, wanted.pending)
+        groups = None if wanted.groups is None else [g.model_dump() for g in wanted.groups]
+        receipt = await session.optim_step(
+            asked, wanted.options, wanted.scales, wanted.pending, groups
+        )
     return receipt_answer(session, receipt)
