@@ -18,6 +18,7 @@ from curvserve.engine.hbp_options import (
     LossHessianStrategy,
 )
 from curvserve.engine.layers import Flatten
+from curvserve.engine.products import plain_kernels
 from curvserve.engine.quantities import EXTENSIONS, Quantity
 from curvserve.engine.recording import is_attached
 from tests.engine.live import counting_tensors
@@ -64,6 +65,25 @@ def test_threads_that_choose_kernels_do_not_disturb_each_other() -> None:
     assert len(found) == 320
     torch.testing.assert_close(torch.stack(found), alone.expand(320, -1, -1))
     assert torch.backends.cuda.flash_sdp_enabled()  # the setting is what it was
+
+
+def test_blocks_that_choose_kernels_overlap() -> None:
+    """None waits for another: on a GPU a hook may come to one while its thread is in one."""
+    inside, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with plain_kernels():
+            inside.set()
+            assert done.wait(30)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    assert inside.wait(30)
+    with plain_kernels():
+        done.set()
+        other.join()
+        assert not torch.backends.cuda.flash_sdp_enabled() and not torch.backends.cudnn.enabled
+    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cudnn.enabled
 
 
 def test_a_block_in_one_thread_is_none_in_another() -> None:
