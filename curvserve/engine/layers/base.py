@@ -8,12 +8,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from curvserve.engine.layers.contractions import CACHE_BYTES
 from curvserve.engine.samples import Layout
 
 __all__ = ["LayerRule"]
-
-# Per-sample rows of one chunk are meant to stay in a core's second-level cache.
-_CHUNK_BYTES = 1 << 20
 
 
 class LayerRule(ABC):
@@ -59,7 +57,7 @@ class LayerRule(ABC):
             A tensor of the parameter's shape.
         """
         parameter = module.get_parameter(name)
-        size = max(1, _CHUNK_BYTES // max(1, parameter.numel() * s.element_size()))
+        size = max(1, CACHE_BYTES // max(1, parameter.numel() * s.element_size()))
         total = s.new_zeros(parameter.shape)
         for a_chunk, s_chunk in zip(a.split(size), s.split(size), strict=True):
             total += self.rows(module, name, a_chunk, s_chunk).square().sum(0)

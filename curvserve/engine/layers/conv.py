@@ -1,13 +1,19 @@
 """``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d`` with every option."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, einsum, nn
 from torch.nn import functional as F
 
+from curvserve.engine.layers import contractions
 from curvserve.engine.layers.base import LayerRule
 
 __all__ = ["Conv"]
+
+_PATCH_BYTES = 4 << 20
+"""What the patches of one chunk may take: they are written once and read once."""
 
 
 class Conv(LayerRule):
@@ -22,12 +28,26 @@ class Conv(LayerRule):
 
     def rows(self, module: Any, name: str, a: Tensor, s: Tensor) -> Tensor:
         """See the base class; ``a`` is ``[N, K, C, *space]``, ``s`` is ``[N, K, O, *space']``."""
-        s = s.flatten(3)
         if name == "bias":
-            return s.sum((1, 3))
-        patches = _patches(module, a.flatten(0, 1)).unflatten(0, s.shape[:2])
-        patches, s = (t.unflatten(2, (module.groups, -1)) for t in (patches, s))
-        return einsum("ntgol,ntgkl->ngok", s, patches).reshape(len(s), *module.weight.shape)
+            return s.flatten(3).sum((1, 3))
+        window = _Window.of(module, a, s)
+        patches = window.patches(a.flatten(0, 1)).unflatten(0, s.shape[:2])
+        s = s.flatten(3).unflatten(2, (module.groups, -1))
+        found = einsum("ntgol,ntlkgc->ngock", s, patches.unflatten(-1, (module.groups, -1)))
+        return window.whole(found.flatten(1, 2))
+
+    def square_sum(self, module: Any, name: str, a: Tensor, s: Tensor) -> Tensor:
+        """A few samples' patches at a time; see :mod:`.contractions`."""
+        if name == "bias" or module.groups > 1:
+            return super().square_sum(module, name, a, s)
+        window = _Window.of(module, a, s)
+        inputs = window.size * a.shape[2]
+        patches = inputs * (s.numel() // max(1, s.shape[0] * s.shape[2])) * a.element_size()
+        size = max(1, _PATCH_BYTES // max(1, patches))
+        total = s.new_zeros(s.shape[2], inputs)
+        for a_chunk, s_chunk in zip(a.split(size), s.split(size), strict=True):
+            total += contractions.square_sum(*window.matrices(a_chunk, s_chunk))
+        return window.whole(total.unflatten(1, (window.size, -1)).mT.unsqueeze(0)).squeeze(0)
 
     def matrices(
         self, module: Any, name: str, a: Tensor, s: Tensor
@@ -35,24 +55,110 @@ class Conv(LayerRule):
         """The patches, and the cotangents at the positions they belong to (without groups)."""
         if name == "bias" or module.groups > 1:
             return None
-        patches = _patches(module, a.flatten(0, 1)).unflatten(0, s.shape[:2])
-        return patches.mT.flatten(1, 2), s.flatten(3).mT.flatten(1, 2)
+        patches, s = _Window.of(module, a, s, whole=True).matrices(a, s)
+        # from [*kernel, C] to [C, *kernel], as the weight has them
+        return patches.unflatten(2, (-1, a.shape[2])).mT.flatten(2), s
 
 
-def _patches(module: Any, a: Tensor) -> Tensor:
-    """The input patches that the kernel sees, ``[N, C * kernel, positions]``."""
-    # The pair of paddings for each axis, last axis first, as F.pad takes them.
-    pads = module._reversed_padding_repeated_twice
-    if any(pads):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        a = F.pad(a, pads, mode=mode)
-    if a.dim() == 4 and not a.is_cuda:  # where F.unfold runs a kernel for every sample
-        return F.unfold(a, module.kernel_size, dilation=module.dilation, stride=module.stride)
-    space = len(module.kernel_size)
-    for axis, (size, gap, step) in enumerate(
-        zip(module.kernel_size, module.dilation, module.stride, strict=True), start=2
-    ):
-        a = a.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
-    # [N, C, *positions, *kernel] -> [N, C, *kernel, *positions]
-    order = [0, 1, *range(2 + space, 2 + 2 * space), *range(2, 2 + space)]
-    return a.permute(order).flatten(2 + space).flatten(1, 1 + space)
+@dataclass(frozen=True)
+class _Window:
+    """The part of a kernel that ever sees the input; the rest lies on padding at all positions.
+
+    Attributes:
+        module: The convolution.
+        first: For each axis the first of its taps.
+        count: How many taps there are on each axis.
+        pads: The padding that is left, as ``F.pad`` takes it for an input with channels last.
+    """
+
+    module: Any
+    first: Sequence[int]
+    count: Sequence[int]
+    pads: Sequence[int]
+
+    @classmethod
+    def of(cls, module: Any, a: Tensor, s: Tensor, *, whole: bool = False) -> "_Window":
+        """The window of a layer at an input ``[N, K, C, *space]``; ``whole`` for every tap."""
+        reach = _every_tap if whole or module.padding_mode != "zeros" else _taps
+        sizes = zip(
+            module.kernel_size,
+            module.dilation,
+            module.stride,
+            _pairs(module._reversed_padding_repeated_twice),
+            a.shape[3:],
+            s.shape[3:],
+            strict=True,
+        )
+        axes = [reach(*axis) for axis in sizes]
+        pads = [pad for axis in reversed(axes) for pad in axis[2]]
+        return cls(module, [axis[0] for axis in axes], [axis[1] for axis in axes], pads)
+
+    @property
+    def size(self) -> int:
+        """How many taps there are."""
+        total = 1
+        for count in self.count:
+            total *= count
+        return total
+
+    def patches(self, a: Tensor) -> Tensor:
+        """What each position sees of inputs ``[N, C, *space]``: ``[N, positions, taps, C]``."""
+        if any(self.pads):
+            mode = "constant" if self.module.padding_mode == "zeros" else self.module.padding_mode
+            a = F.pad(a, self.pads, mode=mode) if min(self.pads) >= 0 else F.pad(a, self.pads)
+        a = a.movedim(1, -1)
+        space = len(self.count)
+        options = zip(self.count, self.module.dilation, self.module.stride, strict=True)
+        for axis, (size, gap, step) in enumerate(options, start=1):
+            a = a.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
+        # [N, *positions, C, *taps] -> [N, *positions, *taps, C]
+        return a.movedim(1 + space, -1).flatten(1 + space, -2).flatten(1, space)
+
+    def matrices(self, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs ``[N, T, taps * C]`` and cotangents ``[N, T, O]`` as of a linear layer."""
+        patches = self.patches(a.flatten(0, 1)).unflatten(0, s.shape[:2])
+        return patches.flatten(3).flatten(1, 2), s.flatten(3).mT.flatten(1, 2)
+
+    def whole(self, found: Tensor) -> Tensor:
+        """Rows ``[N, O, C, taps]`` in the shape of the weight, zero where no input is seen."""
+        found = found.unflatten(-1, list(self.count))
+        kernel = self.module.kernel_size
+        if tuple(self.count) == tuple(kernel):
+            return found.contiguous()
+        complete = found.new_zeros(*found.shape[:3], *kernel)
+        places: Any = [slice(f, f + c) for f, c in zip(self.first, self.count, strict=True)]
+        complete[(..., *places)] = found
+        return complete
+
+
+Axis = tuple[int, int, tuple[int, int]]
+"""First tap, number of taps, and the padding before and behind that they still reach."""
+
+
+def _every_tap(
+    kernel: int, gap: int, step: int, pads: tuple[int, int], length: int, positions: int
+) -> Axis:
+    return 0, kernel, pads
+
+
+def _taps(
+    kernel: int, gap: int, step: int, pads: tuple[int, int], length: int, positions: int
+) -> Axis:
+    """The taps k for which ``step * t + gap * k`` lies in the input at some position t."""
+    before, last = pads[0], step * (positions - 1)
+    seen = [
+        k
+        for k in range(kernel)
+        if any(0 <= step * t + gap * k - before < length for t in range(positions))
+    ]
+    if not seen:
+        return 0, kernel, pads
+    first, count = seen[0], seen[-1] - seen[0] + 1
+    left = before - gap * first
+    right = last + gap * (first + count - 1) + 1 - before - length
+    return first, count, (left, right)
+
+
+def _pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
+    """Paddings as ``F.pad`` takes them, last axis first, as one pair for each axis in order."""
+    return list(zip(flat[::2], flat[1::2], strict=True))[::-1]

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor, einsum, nn
 
+from curvserve.engine.layers import contractions
 from curvserve.engine.layers.base import LayerRule
 
 __all__ = ["Linear"]
@@ -22,13 +23,11 @@ class Linear(LayerRule):
         return einsum("nto,nti->noi", s, a)
 
     def square_sum(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
-        """Without extra axes ``(s^2)^T (a^2)``: the rows are never formed."""
-        if s.dim() > 2 and s[0, ..., 0].numel() > 1:
-            return super().square_sum(module, name, a, s)
-        a, s = a.reshape(len(a), -1), s.reshape(len(s), -1)
+        """By the way that the sizes ask for; see :mod:`.contractions`."""
+        a, s = _positions(a), _positions(s)
         if name == "bias":
-            return s.square().sum(0)
-        return s.square().T @ a.square()
+            return s.sum(1).square().sum(0)
+        return contractions.square_sum(a, s)
 
     def matrices(
         self, module: nn.Module, name: str, a: Tensor, s: Tensor
