@@ -158,11 +158,10 @@ class AsyncRemoteSession:
         *,
         scales: Mapping[str, float] | None = None,
         groups: Sequence[Group] | None = None,
-        pending: int | None = None,
         **options: float,
     ) -> StepResult:
         """Take a step with what is pending."""
-        return await self.run(self.core.optim_step(options, scales or {}, groups, pending))
+        return await self.run(self.core.optim_step(options, scales or {}, groups))
 
     async def joined_step(
         self, inputs: Tensor, targets: Tensor, *, clients: int, **options: float

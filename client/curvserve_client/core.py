@@ -60,7 +60,7 @@ class SessionCore:
     Attributes:
         info: the session as it was last seen.
         version: the version that was last seen; what the next change starts from.
-        pending: how many batches were pending when that was last told.
+        batches: the keys of the batches of this client that are pending.
         run: what the idempotency keys begin with.
         shared: whether changes start from whatever version there is.
         listeners: called with the result of each step.
@@ -76,7 +76,7 @@ class SessionCore:
         """
         self.info = info
         self.version = info.version
-        self.pending = info.pending
+        self.batches: list[str] = []
         self.run = run or uuid.uuid4().hex
         self.shared = shared
         self.listeners: list[Callable[[StepResult], None]] = []
@@ -111,7 +111,6 @@ class SessionCore:
         """See `RemoteSession.info`."""
         self.info = yield protocol.get_session(self.name)
         self._saw(self.info.version)
-        self.pending = self.info.pending
         return self.info
 
     def pull(self) -> Exchange[dict[str, Tensor]]:
@@ -197,18 +196,13 @@ class SessionCore:
                 key=uuid.uuid4().hex,  # what is pending does not outlive its client
             )
 
-        result = yield from self._change(build)
-        self._saw(result.version)
-        self.pending = result.pending
-        return result
+        return (yield from self._change(build))
 
     def optim_step(
         self,
         options: Mapping[str, float],
         scales: Scales,
         groups: Sequence[Group] | None,
-        pending: int | None,
-        key: str | None = None,
     ) -> Exchange[StepResult]:
         """See `RemoteSession.optim_step`."""
 
@@ -218,9 +212,10 @@ class SessionCore:
                 options,
                 scales,
                 groups,
-                pending=pending,
+                pending=None,
+                batches=self.batches or None,
                 version=self.version,  # what is pending belongs to one version, shared or not
-                key=key or self._key(),
+                key=self._key(),
             )
 
         return self._stepped((yield from self._change(build)))
@@ -290,8 +285,6 @@ class SessionCore:
                 result = None
                 continue
             self._saw(result if isinstance(result, int) else result.version)
-            if isinstance(result, ForwardBackwardResult):
-                self.pending = result.pending
         return result
 
     def _change(self, build: Callable[[], Request[T]]) -> Exchange[T]:
@@ -316,6 +309,10 @@ class SessionCore:
                 self._remember(request)
             raise
         self._forget(request)
+        if isinstance(result, ForwardBackwardResult):
+            self._saw(result.version)
+            before = self.batches if result.pending == len(self.batches) + 1 else []
+            self.batches = [*before, request.headers["Idempotency-Key"]]
         return result
 
     def _remember(self, request: Request[Any]) -> None:
@@ -336,7 +333,7 @@ class SessionCore:
 
     def _saw(self, version: int) -> None:
         if version != self.version:
-            self.version, self.pending, self._failures = version, 0, 0
+            self.version, self.batches, self._failures = version, [], 0
 
     def _expected(self) -> Version:
         return "*" if self.shared else self.version

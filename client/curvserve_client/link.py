@@ -23,6 +23,7 @@ from .errors import (
 )
 from .messages import Answer, Request
 from .retries import Attempt
+from .sockets import BUFFERS, VIEW
 
 log = logging.getLogger("curvserve_client")
 
@@ -86,7 +87,7 @@ class Link:
             "params": request.query or None,
             "headers": headers,
             "content": chunks(request, deadline) if request.parts else None,
-            "extensions": {"timeout": deadline.timeouts},
+            "extensions": {"timeout": deadline.timeouts, BUFFERS: self._buffer},
             "follow_redirects": False,
         }
 
@@ -102,7 +103,16 @@ class Link:
         if (encoding := headers.get("content-encoding", "identity")) != "identity":
             raise ProtocolError(f"{request.purpose}: the answer is encoded as {encoding}")
         deadline.check("the rest of the answer")
-        return Receiver(response.status_code, headers, self._buffers, deadline)
+        view = response.extensions.get(VIEW)
+        in_place = view is not None
+        size = headers.get("content-length", "")
+        if not in_place and size.isdigit():
+            view = self._buffer(headers.get("content-type", ""), int(size))
+        return Receiver(response.status_code, headers, view, deadline, in_place=in_place)
+
+    def _buffer(self, content_type: str, size: int) -> memoryview | None:
+        """Return where a body of tensors goes; None for any other."""
+        return self._buffers.take(size) if content_type.startswith(wire.MEDIA_TYPE) else None
 
 
 class Attempts:
@@ -167,22 +177,29 @@ class Receiver:
     """Takes the chunks of a body, into reused memory where its length is known."""
 
     def __init__(
-        self, status: int, headers: Mapping[str, str], buffers: BufferPool, deadline: Deadline
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        view: memoryview | None,
+        deadline: Deadline,
+        *,
+        in_place: bool,
     ) -> None:
         """Prepare for a body.
 
         Args:
             status: the answer's status.
             headers: the answer's headers, names in lower case.
-            buffers: where memory for tensors comes from.
+            view: where the body goes; None to gather it.
             deadline: looked at after each chunk.
+            in_place: whether the chunks are pieces of the view already.
         """
         self._status = status
         self._headers = headers
         self._deadline = deadline
-        size = headers.get("content-length", "")
+        self._view = view
+        self._in_place = in_place
         tensors = headers.get("content-type", "").startswith(wire.MEDIA_TYPE)
-        self._view = buffers.take(int(size)) if tensors and size.isdigit() else None
         self._gathered = bytearray()
         self._position = 0
         self._limit = math.inf if tensors else _MAX_DOCUMENT
@@ -204,7 +221,8 @@ class Receiver:
             if end > len(self._view):
                 size = len(self._view)
                 raise ProtocolError(f"the answer is longer than the {size} bytes it announced")
-            self._view[self._position : end] = chunk
+            if not self._in_place:
+                self._view[self._position : end] = chunk
         self._position = end
         self._deadline.check("the rest of the answer")
 

@@ -238,7 +238,7 @@ class RemoteOptimizer(RuleOptimizer):
             return (yield from session.core.step(inputs, targets, self._replaced(session, 0)))
         session.tape.passes.clear()
         yield from session.core.forward_backward(inputs, targets, accumulate=False, reduction="sum")
-        return (yield from session.core.optim_step({}, {}, groups, 1))
+        return (yield from session.core.optim_step({}, {}, groups))
 
     def _second_half(self, session: Home) -> Exchange[StepResult]:
         trained = [p for p in self._handles() if p.requires_grad and p.grad is not None]

@@ -251,23 +251,22 @@ class RemoteSession:
         *,
         scales: Mapping[str, float] | None = None,
         groups: Sequence[Group] | None = None,
-        pending: int | None = None,
         **options: float,
     ) -> StepResult:
-        """Take a step with what is pending.
+        """Take a step with the batches that this client's `forward_backward` left pending.
 
         Args:
             scales: parameter name -> what its gradient is multiplied by; 1 where it is absent.
             groups: groups of parameters with options of their own; a parameter of none stays as
                 it is. None for all alike.
-            pending: how many batches have to be pending; None for any number.
             options: options of the session's rule, for this step.
 
         Raises:
-            NothingPending: none are, or not as many; send the batches again.
+            NothingPending: they are not, after a restart of the server or another client's calls:
+                send them again.
             ProblemError: as `step`.
         """
-        return self.run(self.core.optim_step(options, scales or {}, groups, pending))
+        return self.run(self.core.optim_step(options, scales or {}, groups))
 
     def joined_step(
         self, inputs: Tensor, targets: Tensor, *, clients: int, **options: float

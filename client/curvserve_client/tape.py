@@ -114,15 +114,14 @@ class Tape:
             scales: see `scales`.
             groups: groups of parameters with options of their own.
         """
-        count = len(self.passes)
         try:
-            result = yield from self.core.optim_step(options, scales, groups, count)
-        except NothingPending:  # the server was restarted: the same version, the same draws
+            result = yield from self.core.optim_step(options, scales, groups)
+        except NothingPending:  # lost with the server, or replaced by another client's
             for number, each in enumerate(self.passes):
                 yield from self.core.forward_backward(
                     *each.batch, accumulate=number > 0, reduction="sum"
                 )
-            result = yield from self.core.optim_step(options, scales, groups, count)
+            result = yield from self.core.optim_step(options, scales, groups)
         self.passes.clear()
         if groups is not None:
             stepped = {name for group in groups for name in group.parameters}
@@ -143,7 +142,7 @@ class Tape:
             )
 
     def _check_accumulates(self) -> None:
-        if not self.passes or self.core.pending != len(self.passes):
+        if not self.passes or len(self.core.batches) != len(self.passes):
             raise RuntimeError(
                 "the gradients are of an earlier version of the parameters, and nothing can be "
                 "added to them: call optimizer.zero_grad() before the next loss"

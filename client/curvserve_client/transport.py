@@ -5,6 +5,7 @@
 
 import asyncio
 import time
+import urllib.request
 from typing import TypeVar
 
 import httpx
@@ -13,6 +14,7 @@ from .deadline import Deadline
 from .errors import CurvserveError
 from .link import LIMITS, Attempts, Link
 from .messages import Answer, Request
+from .sockets import SocketTransport
 
 T = TypeVar("T")
 
@@ -118,9 +120,19 @@ class AsyncTransport:
             return receiver.answer()
 
 
-def _transport(link: Link) -> httpx.HTTPTransport | None:
-    """Return what reaches a Unix socket; None for httpx's own, which knows proxies."""
-    return None if link.uds is None else httpx.HTTPTransport(uds=link.uds, limits=LIMITS)
+def _transport(link: Link) -> SocketTransport | None:
+    """Return what reaches the server; None for httpx's own, which knows proxies."""
+    if link.uds is None and _is_behind_a_proxy(link.address):
+        return None
+    return SocketTransport(uds=link.uds)
+
+
+def _is_behind_a_proxy(address: str) -> bool:
+    """Tell whether the environment names a proxy for a URL."""
+    url = httpx.URL(address)
+    named = urllib.request.getproxies()
+    bypassed = urllib.request.proxy_bypass(url.host)
+    return bool(named.get(url.scheme) or named.get("all")) and not bypassed
 
 
 def _awaited(link: Link) -> httpx.AsyncHTTPTransport | None:

@@ -135,7 +135,7 @@ class Accounting:
             return {}
         if recorded not in self._replays:
             outputs = self._outputs(recorded)
-            if outputs is None:
+            if not outputs:
                 return {}
             kind = RecurrentReplay if isinstance(module, nn.RNNBase) else Replay
             self._replays[recorded] = replay(recorded.call, outputs, self._samples, kind)
@@ -166,23 +166,23 @@ class Accounting:
 
         The cotangent that arrives at a result holds what comes from outside and, where the call
         itself goes on from that result to another (the cell state of an LSTM cell), what comes
-        from that one too. A result that is only used inside is none. None if one is used both
-        ways: then the cotangent from outside is not to be had.
+        from that one too. A result that is only used inside, or nowhere, is none. None if one is
+        used both ways: then the cotangent from outside is not to be had.
         """
         outputs: dict[int, Layout] = {}
         for index, edge in recorded.edges.items():
             consumers = [
                 recorded.call.encloses(c.consumer)
                 for c in self._graph.connections
-                if c.producer is edge.node
+                if c.producer is edge.node and c.output == edge.output_nr
             ]
             made_inside = recorded.call.encloses(edge.node._sequence_nr())
             inside = made_inside and any(consumers)
-            outside = not all(consumers) or edge.node is self._graph.root
+            outside = not all(consumers) or self._graph.is_root(edge)
             if inside and outside:
                 return None
             layout = self._layouts[recorded][index]
-            if not inside and layout is not None:
+            if outside and layout is not None:
                 outputs[index] = layout
         return outputs
 
@@ -226,9 +226,7 @@ class Accounting:
             why = ""
             if normed:
                 why = f" ({normed[0]} is in training mode: call eval() on it)"
-            elif not any(
-                e.node is self._graph.root for c in self._layouts for e in c.edges.values()
-            ):
+            elif not any(self._graph.is_root(e) for c in self._layouts for e in c.edges.values()):
                 why = (
                     " (or the loss reads only some of them: leave those out by ignore_index or "
                     "zero weights rather than by a selection)"

@@ -160,7 +160,7 @@ class Backward:
 
     def _begin(self, edge: GradientEdge) -> Graph:
         """Reads the graph behind an edge, and takes old results off the parameters there."""
-        graph = read(edge.node)
+        graph = read(edge)
         self._seen.add(edge)
         self._seen.update(e for recorded in graph.calls for e in recorded.edges.values())
         for use in graph.uses:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from curvserve.engine import context, layers
 from curvserve.engine.double_backward import derivative, gradients, slopes
 from curvserve.engine.errors import NotAChainError
+from curvserve.engine.kernels import difference
 from curvserve.engine.layers import LayerRule
 from curvserve.engine.linearised import root
 from curvserve.engine.plain import PlainOperations
@@ -155,7 +156,7 @@ def links(at: Pass, extension: str) -> list[Link]:
                 raise refuse(f"{name} does not keep the samples on the first axis of one tensor")
             made.append(Link(module, x, y, y))
             x = y
-    limit = _TOLERANCE.get(x.dtype, 1e-2) * float(at.loss.outputs.abs().max())
+    limit = difference(x) * float(at.loss.outputs.abs().max())
     if x.shape != at.loss.outputs.shape or not float((x - at.loss.outputs).abs().max()) <= limit:
         raise refuse(
             "run again module by module it gave another output than in its forward pass (dropout "

@@ -4,9 +4,12 @@ The value lives in torch's own thread-local storage rather than in a ``ContextVa
 autograd copies that storage into the device threads that run hooks, which Python's is not.
 """
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -76,7 +79,26 @@ def enter(request: Request) -> State:
 
 def restore(state: State) -> None:
     """Sets the state of this thread."""
+    if _steals():
+        _keep(state)
     torch._C._stash_obj_in_tls(_KEY, state)
+
+
+@cache
+def _steals() -> bool:
+    """Whether torch takes over the caller's reference to what it stores, as 2.11 does."""
+    probe = object()
+    before = sys.getrefcount(probe)
+    torch._C._stash_obj_in_tls(f"{_KEY}.probe", probe)
+    steals = sys.getrefcount(probe) == before
+    if steals:
+        _keep(probe)
+    return steals
+
+
+def _keep(stored: object) -> None:
+    """Makes the reference that torch gives back when it stores something else, or forgets."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(stored))
 
 
 def current() -> Request | None:

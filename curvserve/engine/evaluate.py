@@ -210,7 +210,7 @@ def _extensions(
     if node is None:
         raise NotRecordedError("the model's output does not depend on any trainable parameter")
     edge = GradientEdge(node, outputs.output_nr)
-    graph = read(node)
+    graph = read(edge)
     way = plan(graph, edge, values)
     loss = LossAt(batch.rule, batch.loss, values, batch.targets, share, way.layout, way.samples)
     absent = _absent(graph, way, parameters)

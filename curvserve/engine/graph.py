@@ -45,10 +45,12 @@ class Connection:
 
     Attributes:
         producer: The node.
+        output: Which of its results.
         consumer: The sequence number of the node that takes in its result.
     """
 
     producer: Node
+    output: int
     consumer: int
 
 
@@ -62,7 +64,7 @@ class Graph:
         connections: All connections between inner nodes.
         signature: Equal for graphs of equal structure, shapes and module states.
         operations: The names of the kinds of nodes.
-        root: The node that the traversal began at.
+        root: The edge that the traversal began at.
     """
 
     calls: list[RecordedCall]
@@ -70,19 +72,23 @@ class Graph:
     connections: list[Connection]
     signature: Hashable
     operations: frozenset[str]
-    root: Node
+    root: GradientEdge
 
     def around(self, sequence: int) -> list[RecordedCall]:
         """The calls during which a node was made, innermost first."""
         enclosing = [c for c in self.calls if c.call.encloses(sequence)]
         return sorted(enclosing, key=lambda c: (c.call.end - c.call.start, c.call.order))
 
+    def is_root(self, edge: GradientEdge) -> bool:
+        """Whether the traversal began at this edge."""
+        return (edge.node, edge.output_nr) == (self.root.node, self.root.output_nr)
 
-def read(root: Node) -> Graph:
+
+def read(root: GradientEdge) -> Graph:
     """Traverses the graph behind ``root``.
 
     Args:
-        root: The node that made the model's output.
+        root: The edge of the model's output.
 
     Returns:
         The recorded calls and uses found, in a deterministic order.
@@ -90,9 +96,9 @@ def read(root: Node) -> Graph:
     calls: dict[Call, RecordedCall] = {}
     uses: list[Use] = []
     connections: list[Connection] = []
-    shape: list[Hashable] = []
+    shape: list[Hashable] = [root.output_nr]
     operations: set[str] = set()
-    for node in nodes(root):
+    for node in nodes(root.node):
         name = node.name()
         shape.append(name)
         operations.add(name)
@@ -100,7 +106,7 @@ def read(root: Node) -> Graph:
             recorded = calls.setdefault(call, RecordedCall(call))
             recorded.edges[index] = GradientEdge(node, number)
         sequence = node._sequence_nr()
-        for child, _ in node.next_functions:
+        for child, number in node.next_functions:
             if child is None:
                 shape.append(None)
             elif child.name() == _LEAF:
@@ -108,7 +114,8 @@ def read(root: Node) -> Graph:
                 uses.append(Use(parameter, sequence))
                 shape.append(WeakIdRef(parameter))
             else:
-                connections.append(Connection(child, sequence))
+                connections.append(Connection(child, number, sequence))
+                shape.append(number)
     shape.extend(_state(recorded.call) for recorded in calls.values())
     return Graph(list(calls.values()), uses, connections, tuple(shape), frozenset(operations), root)
 

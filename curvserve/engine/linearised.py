@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from curvserve.engine.double_backward import derivative, gradients, slopes
 from curvserve.engine.errors import EngineError, ReplayError, SecondDerivativeError
 from curvserve.engine.graph import RecordedCall, read
-from curvserve.engine.kernels import plain_kernels
+from curvserve.engine.kernels import difference, plain_kernels
 from curvserve.engine.losses import LossAt
 from curvserve.engine.plan import plan
 from curvserve.engine.products import Product
@@ -31,7 +31,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 class Linearised:
@@ -137,7 +136,7 @@ def rerun(call: Call, index: int, expected: Tensor) -> Tensor:
     with torch.enable_grad(), plain_kernels():
         results = tree_leaves(functional_call(call.module, buffers, call.args, call.kwargs))
     result: Tensor = [t for t in results if isinstance(t, Tensor)][index]
-    limit = _TOLERANCE.get(expected.dtype, 1e-2) * float(expected.abs().max())
+    limit = difference(expected) * float(expected.abs().max())
     if not float((result.detach() - expected).abs().max()) <= limit:
         raise ReplayError(
             f"{type(call.module).__name__} gave another output when run again than in its forward "
@@ -160,6 +159,6 @@ def twice_differentiable(at: Pass, compute: Callable[[Pass], T]) -> T:
         again = rerun(recorded.call, index, at.loss.outputs)
     assert again.grad_fn is not None
     edge = GradientEdge(again.grad_fn, again.output_nr)
-    graph = read(again.grad_fn)
+    graph = read(edge)
     found = plan(graph, edge, again.detach())
     return compute(replace(at, graph=graph, plan=found, output=edge))

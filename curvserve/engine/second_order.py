@@ -76,7 +76,11 @@ class Pass:
             for account in self.plan.accounts
             for name in account.names
         )
-        return list(dict.fromkeys(accounted))
+        # As the outermost module has them: kernels differ in the order in which they take them in,
+        # and random signs are drawn one parameter after the other.
+        outermost = min(self.graph.calls, key=lambda c: (c.call.start, -c.call.end)).call.module
+        rank: dict[Tensor, int] = {p: i for i, p in enumerate(outermost.parameters())}
+        return sorted(dict.fromkeys(accounted), key=lambda p: rank.get(p, len(rank)))
 
     def describe(self, parameter: Tensor) -> str:
         """The name of a parameter for a message, with the kind of module that it belongs to."""

@@ -106,6 +106,9 @@ class InlineExecutor:
             models: name -> recipe.
             device: where everything is computed.
         """
+        if device.type == "cuda":
+            # of the whole process: a step that is computed again after a crash has the same bits
+            torch.backends.cudnn.deterministic = True
         self._models = models
         self._device = device
         self._replicas: dict[str, Replica] = {}

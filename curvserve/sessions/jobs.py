@@ -203,5 +203,13 @@ def told_as_problems() -> Iterator[None]:
         raise NonFinite(str(error), tensor="outputs") from error
     except EngineError as error:
         raise UnknownQuantity(str(error)) from error
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
         raise OutOfMemory("the device has no memory left for this request") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has a type for what a GPU lacks only; its libraries and its CPU tell it in words
+    told = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return told or any(words in str(error) for words in ("can't allocate memory", "_ALLOC_FAILED"))

@@ -93,6 +93,7 @@ class Ticket:
         fingerprint: a digest of the whole request.
         expectation: the versions that it may be applied to.
         pending: for an `optim_step`, how many batches its caller takes to be pending, if told.
+        batches: for an `optim_step`, the keys of these batches, if told.
         afresh: for a `forward_backward`, whether what was pending before is dropped.
         stage: how far it has come.
         abandoned: whether its deadline has passed: what it still computes will not be applied.
@@ -103,6 +104,7 @@ class Ticket:
     fingerprint: bytes = b""
     expectation: Expectation = Expectation()
     pending: int | None = None
+    batches: tuple[str, ...] | None = None
     afresh: bool = True
     stage: Stage = Stage.QUEUED
     abandoned: bool = False
@@ -118,7 +120,7 @@ class Machine:
         version: grows by one at every change of the training state.
         durable_version: the newest version that survives what the storage level promises; None
             where nothing is kept.
-        pending: how many batches the pending gradient is made of.
+        batches: the keys of the batches that the pending gradient is made of.
 
     Example:
         >>> machine = Machine()
@@ -152,7 +154,7 @@ class Machine:
         """
         self.version = version
         self.durable_version = durable_version
-        self.pending = 0
+        self.batches: tuple[str, ...] = ()
         self._capacity = capacity
         self._remembered = remembered
         self._finished: OrderedDict[str, tuple[bytes, Receipt]] = OrderedDict()
@@ -161,6 +163,11 @@ class Machine:
         self._live: set[Ticket] = set()
         self._deleted = False
         self._draining = False
+
+    @property
+    def pending(self) -> int:
+        """How many batches the pending gradient is made of."""
+        return len(self.batches)
 
     @property
     def depth(self) -> int:
@@ -208,14 +215,14 @@ class Machine:
         Raises:
             UnknownSession: the session was deleted meanwhile.
             StaleVersion: the current version is none of the expected ones.
-            NothingPending: an `optim_step`, and not as many batches are pending as it expects.
+            NothingPending: an `optim_step`, and other batches are pending than it expects.
         """
         assert ticket.stage is Stage.QUEUED
         assert ticket.kind is Kind.READ or not self._changing()
         self._check_alive()
         ticket.expectation.check(self.version)
         if ticket.kind is Kind.OPTIM_STEP:
-            self._check_pending(ticket.pending)
+            self._check_pending(ticket)
         ticket.stage = Stage.RUNNING
 
     def computed(self, ticket: Ticket) -> None:
@@ -235,11 +242,11 @@ class Machine:
         """End a change that was applied, and keep its answer for retries."""
         assert ticket.stage is Stage.COMMITTING
         if ticket.kind is Kind.ACCUMULATE:
-            self.pending = 1 if ticket.afresh else self.pending + 1
+            self.batches = (*(() if ticket.afresh else self.batches), ticket.key)
         else:
             assert receipt.version == self.version + 1
             self.version = receipt.version
-            self.pending = 0
+            self.batches = ()
         self._remember(ticket.key, ticket.fingerprint, receipt)
         self._end(ticket)
 
@@ -294,12 +301,14 @@ class Machine:
         if self._deleted:
             raise UnknownSession("the session was deleted")
 
-    def _check_pending(self, expected: int | None) -> None:
+    def _check_pending(self, ticket: Ticket) -> None:
         if not self.pending:
             raise NothingPending("no gradient is pending at this version", expected="1 or more")
-        if expected is not None and expected != self.pending:
-            message = f"{self.pending} batches are pending, the request expects {expected}"
-            raise NothingPending(message, expected=str(expected))
+        if ticket.pending not in (None, self.pending):
+            message = f"{self.pending} batches are pending, the request expects {ticket.pending}"
+            raise NothingPending(message, expected=str(ticket.pending))
+        if ticket.batches not in (None, self.batches):
+            raise NothingPending("other batches are pending than those that the request names")
 
     def _changing(self) -> bool:
         changes = (t for t in self._live if t.kind is not Kind.READ)

@@ -262,6 +262,7 @@ class Session:
         scales: Mapping[str, float],
         pending: int | None = None,
         groups: Sequence[Mapping[str, Any]] | None = None,
+        batches: Sequence[str] | None = None,
     ) -> Receipt:
         """Take a step with what is pending, exactly once.
 
@@ -272,26 +273,28 @@ class Session:
             pending: how many batches have to be pending, where the caller knows.
             groups: groups of parameters, `parameters` and `options` of each; a parameter of none
                 stays as it is. None for all parameters alike.
+            batches: the keys that the pending batches came with, where the caller names them.
 
         Raises:
-            NothingPending: none are, or not as many.
+            NothingPending: none are, not as many, or others.
             ProblemError: as `step`.
         """
 
         async def compute(state: SessionState) -> _Outcome:
             stepped = rule_groups(state, options, groups)
-            pending = self._pending
-            assert pending is not None  # or the machine would have refused to start
-            after, result = await self._executor.optim_step(state, pending, stepped, scales)
+            present = self._pending
+            assert present is not None  # or the machine would have refused to start
+            after, result = await self._executor.optim_step(state, present, stepped, scales)
             said = {
                 "options": dict(options),
                 "scales": dict(scales),
                 "groups": groups,
-                "reduction": pending.reduction,
+                "reduction": present.reduction,
             }
-            return _Outcome(after, result.to_dict(), pending.batches, said)
+            return _Outcome(after, result.to_dict(), present.batches, said)
 
-        return await self._change(Kind.OPTIM_STEP, request, compute, pending=pending)
+        named = None if batches is None else tuple(batches)
+        return await self._change(Kind.OPTIM_STEP, request, compute, pending=pending, batches=named)
 
     async def load(self, request: Request, tensors: BatchReader) -> Receipt:
         """Replace the parameters, exactly once; what the rule remembers is kept.

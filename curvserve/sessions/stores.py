@@ -45,6 +45,7 @@ def environment(device: torch.device) -> Mapping[str, str]:
         device: where steps are computed.
     """
     cuda = device.type == "cuda"
+    versions = {"cuDNN": str(torch.backends.cudnn.version())} if cuda else {}
     return {
         "curvserve": __version__,
         "torch": torch.__version__,
@@ -52,4 +53,5 @@ def environment(device: torch.device) -> Mapping[str, str]:
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
+        **versions,
     }

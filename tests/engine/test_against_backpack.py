@@ -71,11 +71,23 @@ def test_equal_to_rounding(
     make_loss: Callable[[str], tuple[nn.Module, Tensor]],
     reduction: str,
 ) -> None:
+    check_equal(extension, make_model, make_loss, reduction)
+
+
+def check_equal(
+    extension: str,
+    make_model: Callable[[], tuple[nn.Module, Tensor]],
+    make_loss: Callable[[str], tuple[nn.Module, Tensor]],
+    reduction: str,
+    device: str = "cpu",
+    tolerance: float = 1e-12,
+) -> None:
+    """Hold an extension against the peer's, with equal draws in float64."""
     torch.manual_seed(3)
     model, inputs = make_model()
     loss, targets = make_loss(reduction)
-    model, inputs = model.double(), inputs.double()
-    targets = targets.double() if targets.is_floating_point() else targets
+    model, inputs = model.double().to(device), inputs.double().to(device)
+    targets = (targets.double() if targets.is_floating_point() else targets).to(device)
     theirs, their_loss = peer.extend(copy.deepcopy(model)), peer.extend(copy.deepcopy(loss))
     ours, our_loss = extend(model), extend(loss)
 
@@ -97,7 +109,7 @@ def test_equal_to_rounding(
         for found, expected in factors:
             assert found.shape == expected.shape
             error = float((found - expected).abs().max() / expected.abs().max())
-            assert error < (1e-7 if rounded else 1e-12)
+            assert error < (1e-7 if rounded else tolerance)
 
 
 @pytest.mark.parametrize("field", PRODUCTS)

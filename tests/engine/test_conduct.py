@@ -2,13 +2,14 @@
 
 import copy
 import threading
+import weakref
 from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from curvserve.engine import backpack, evaluate, extend
+from curvserve.engine import backpack, context, evaluate, extend
 from curvserve.engine.extensions import HBP, HMP, BatchGrad, DiagGGNExact, SumGradSquared
 from curvserve.engine.hbp_options import (
     BackpropStrategy,
@@ -17,6 +18,7 @@ from curvserve.engine.hbp_options import (
     LossHessianStrategy,
 )
 from curvserve.engine.layers import Flatten
+from curvserve.engine.products import plain_kernels
 from curvserve.engine.quantities import EXTENSIONS, Quantity
 from curvserve.engine.recording import is_attached
 from tests.engine.live import counting_tensors
@@ -65,6 +67,25 @@ def test_threads_that_choose_kernels_do_not_disturb_each_other() -> None:
     assert torch.backends.cuda.flash_sdp_enabled()  # the setting is what it was
 
 
+def test_blocks_that_choose_kernels_overlap() -> None:
+    """None waits for another: on a GPU a hook may come to one while its thread is in one."""
+    inside, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with plain_kernels():
+            inside.set()
+            assert done.wait(30)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    assert inside.wait(30)
+    with plain_kernels():
+        done.set()
+        other.join()
+        assert not torch.backends.cuda.flash_sdp_enabled() and not torch.backends.cudnn.enabled
+    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cudnn.enabled
+
+
 def test_a_block_in_one_thread_is_none_in_another() -> None:
     model, loss = net()
     x, y = batch()
@@ -83,6 +104,22 @@ def test_a_block_in_one_thread_is_none_in_another() -> None:
     done.set()
     other.join()
     assert hasattr(model[0].weight, "diag_ggn_exact")
+
+
+def test_what_a_block_asks_for_lives_as_long_as_the_block() -> None:
+    """Torch's own storage holds it: torch 2.11 takes no reference to what it is given to hold."""
+    model, loss = net()
+    x, y = batch()
+    for _ in range(1000):
+        request = context.Request((BatchGrad(),))
+        held = weakref.ref(request)
+        before = context.enter(request)
+        del request
+        assert context.current() is held()
+        loss(model(x), y).backward()
+        context.restore(before)
+        assert held() is None
+        assert context.current() is None
 
 
 def instance(kind: type[Quantity]) -> Quantity:

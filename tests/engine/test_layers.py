@@ -16,6 +16,7 @@ from curvserve.engine.layers.recurrent import RecurrentReplay
 from tests.engine import reference
 from tests.engine.test_quantities import collected, largest_error, run
 from tests.engine.zoo import Case, Wrapped, classes
+from tests.engine.zoo import make as zoo_case
 
 N = 3
 
@@ -437,3 +438,15 @@ def test_frames_folded_into_the_batch_axis(name: str, time_first: bool) -> None:
     ).double()  # fmt: skip
     layer.train(mode)
     check(Case(model, x.double(), classes(N), nn.CrossEntropyLoss()))
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_a_result_that_is_not_used_does_not_keep_a_call_from_being_replayed(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All results of cuDNN's recurrent nets come from one node of the graph."""
+    case = zoo_case(f"{name}_of_two_results_of_one_node")
+    extend(case.model), extend(case.loss)
+    with caplog.at_level("INFO", "curvserve.engine"), backpack(BatchGrad(), debug=True):
+        case.loss(case.model(case.inputs), case.targets).backward()
+    assert "BatchGrad: weight of Twofold by Replay" in caplog.text

@@ -343,6 +343,26 @@ def test_samples_mixed_by_a_norm_in_training_mode(x: Tensor, y: Tensor) -> None:
         assert all(not hasattr(p, extension.savefield) for p in model.parameters())
 
 
+def test_a_replay_that_runs_out_of_memory(x: Tensor, y: Tensor) -> None:
+    """It says nothing of how samples lie, so no other module is tried and nothing is refused."""
+
+    class Greedy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.calls = nn.Parameter(torch.randn(6, 6).double()), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls > 1:
+                raise torch.OutOfMemoryError
+            return x @ self.weight
+
+    model = extend(nn.Sequential(Greedy(), nn.Tanh(), linear(6, 4)))
+    with pytest.raises(torch.OutOfMemoryError), backpack(BatchGrad()):
+        extend(nn.CrossEntropyLoss())(model(x), y).backward()
+    assert not any(hasattr(p, "grad_batch") for p in model.parameters())
+
+
 def test_outputs_that_are_not_finite(x: Tensor, y: Tensor) -> None:
     model, loss = extend(linear(6, 4)), extend(nn.CrossEntropyLoss())
     for extension in (DiagGGNMC(), KFLR(), DiagHessian(), Variance()):

@@ -215,7 +215,9 @@ def transformer_encoder_time_first() -> Case:
 def attention_with_a_shared_mask() -> Case:
     mask = torch.ones(4, 4, dtype=torch.bool).triu(1)
     model = Wrapped(
-        lambda m, x: m.head(m.attend(x, x, x, attn_mask=mask, need_weights=False)[0][:, -1]),
+        lambda m, x: m.head(
+            m.attend(x, x, x, attn_mask=mask.to(x.device), need_weights=False)[0][:, -1]
+        ),
         attend=nn.MultiheadAttention(8, 2, batch_first=True),
         head=nn.Linear(8, 4),
     )
@@ -276,8 +278,8 @@ class LanguageModel(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.table(x) + self.places(torch.arange(x.shape[1]))
-        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        h = self.table(x) + self.places(torch.arange(x.shape[1], device=x.device))
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
         h = h + self.attend(h, h, h, attn_mask=mask, need_weights=False)[0]
         return F.linear(self.norm(h), self.table.weight).flatten(0, 1)
 
@@ -415,6 +417,50 @@ def custom_autograd_function() -> Case:
         lambda m, x: m.head(Doubling.apply(m.body(x)).tanh()),
         body=nn.Linear(6, 8),
         head=nn.Linear(8, 4),
+    )
+    return Case(model, torch.randn(5, 6), classes(5), nn.CrossEntropyLoss())
+
+
+class Twice(torch.autograd.Function):
+    """A product, and its transpose as a second result of the same node, as cuDNN's nets have it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        y = x @ weight
+        return y, y.mT.clone()
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor, Tensor], output: object) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: object, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        cotangent = first + second.mT
+        return cotangent @ weight.mT, x.mT @ cotangent
+
+
+class Twofold(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 8))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return Twice.apply(x, self.weight)
+
+
+@case
+def first_of_two_results_of_one_node() -> Case:
+    model = Wrapped(lambda m, x: m.head(m.body(x)[0].tanh()), body=Twofold(), head=nn.Linear(8, 4))
+    return Case(model, torch.randn(5, 6), classes(5), nn.CrossEntropyLoss())
+
+
+@case
+def second_of_two_results_of_one_node() -> Case:
+    model = Wrapped(
+        lambda m, x: m.head(m.body(x)[1].tanh().mT), body=Twofold(), head=nn.Linear(8, 4)
     )
     return Case(model, torch.randn(5, 6), classes(5), nn.CrossEntropyLoss())
 

@@ -48,7 +48,8 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "curvature_interval": INTERVALS,
     },
     "diag_ggn": {
-        "lr": LRS,
+        # of a step that is shorter still the reduction ratio is rounding
+        "lr": st.just(0.0) | st.floats(1e-4, 1.5),
         "damping": st.floats(0.5, 100),
         "momentum": FRACTIONS,
         "beta2": FRACTIONS,

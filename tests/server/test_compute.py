@@ -1,6 +1,7 @@
 """What a batch is answered with: loss, curvature, a step, each exactly once."""
 
 import json
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -13,9 +14,18 @@ from curvserve_client.wire import MEDIA_TYPE, decode
 from curvserve.data import load_digits, normalise
 from curvserve.engine import evaluate
 from curvserve.models.mnist_cnn import network
-from tests.server.api import SessionApi, as_json, body, code, digits, equal
+from tests.server import greedy
+from tests.server.api import COMPUTE, SessionApi, as_json, body, code, digits, equal
+from tests.server.process import serving
 
 JSON = "application/json"
+
+
+@pytest.fixture(scope="module")
+def greedy_session() -> Iterator[SessionApi]:
+    arguments = "--model", "tests.server.greedy:model", "--device", "cpu"
+    with serving(*arguments) as server, httpx.Client(base_url=server.address) as http:
+        yield SessionApi(http, "greedy")
 
 
 def quantities(answer: httpx.Response) -> CurvatureResult:
@@ -204,3 +214,15 @@ def test_a_step_that_was_refused_may_be_sent_again_under_its_key(session: Sessio
     refused = session.send("step", body(digits()), version=3, key="again")
     assert code(refused) == "stale_version"
     assert session.send("step", body(digits()), version=0, key="again").status_code == 200
+
+
+@pytest.mark.parametrize("call", [*COMPUTE, "forward_backward"])
+def test_a_batch_that_memory_has_no_room_for_changes_nothing(
+    greedy_session: SessionApi, call: str
+) -> None:
+    fits, too_many = (body(greedy.batch(samples)) for samples in (greedy.FITS, greedy.TOO_MANY))
+    before = greedy_session.state()
+    answer = greedy_session.send(call, too_many)
+    assert (answer.status_code, code(answer)) == (507, "out_of_memory")
+    assert greedy_session.state() == before
+    assert greedy_session.send("step", fits).status_code == 200

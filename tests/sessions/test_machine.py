@@ -182,6 +182,20 @@ def test_an_optim_step_that_expects_other_batches_is_refused() -> None:
         machine.start(ticket)
 
 
+def test_an_optim_step_may_name_the_batches_that_it_takes() -> None:
+    machine = Machine()
+    carry_out(machine, Ticket(Kind.ACCUMULATE, "a", b"a"))
+    carry_out(machine, Ticket(Kind.ACCUMULATE, "b", b"b", afresh=False))
+    for batches in (("a",), ("b", "a"), ("a", "b", "c")):
+        ticket = Ticket(Kind.OPTIM_STEP, "s", b"s", batches=batches)
+        machine.admit(ticket)
+        with pytest.raises(NothingPending, match="other batches are pending"):
+            machine.start(ticket)
+        machine.fail(ticket)
+    carry_out(machine, Ticket(Kind.OPTIM_STEP, "s", b"s", batches=("a", "b")))
+    assert (machine.version, machine.batches) == (1, ())
+
+
 def test_a_batch_that_begins_afresh_drops_what_was_pending() -> None:
     machine = Machine()
     for key in "abc":

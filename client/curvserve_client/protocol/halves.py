@@ -67,6 +67,7 @@ def optim_step(
     groups: Sequence[Group] | None,
     *,
     pending: int | None,
+    batches: Sequence[str] | None = None,
     version: Version,
     key: str,
 ) -> Request[StepResult]:
@@ -78,6 +79,7 @@ def optim_step(
         scales: parameter name -> what its gradient is multiplied by.
         groups: groups of parameters with options of their own; None for all alike.
         pending: how many batches have to be pending; None for any number.
+        batches: the keys that these batches came with; None for any.
         version: the version that the step starts from.
         key: the idempotency key.
     """
@@ -86,6 +88,7 @@ def optim_step(
         "scales": dict(scales),
         "groups": None if groups is None else [asdict(group) for group in groups],
         "pending": pending,
+        "batches": None if batches is None else list(batches),
     }
     return Request(
         "POST",

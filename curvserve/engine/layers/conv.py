@@ -46,7 +46,7 @@ def _patches(module: Any, a: Tensor) -> Tensor:
     if any(pads):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         a = F.pad(a, pads, mode=mode)
-    if a.dim() == 4:
+    if a.dim() == 4 and not a.is_cuda:  # where F.unfold runs a kernel for every sample
         return F.unfold(a, module.kernel_size, dilation=module.dilation, stride=module.stride)
     space = len(module.kernel_size)
     for axis, (size, gap, step) in enumerate(

@@ -6,7 +6,6 @@ itself, and anything a user writes. Exact wherever the module treats its samples
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -18,15 +17,11 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from curvserve.engine import context
 from curvserve.engine.errors import ReplayError
-from curvserve.engine.kernels import math_attention
+from curvserve.engine.kernels import batchable, difference
 from curvserve.engine.recording import Call
 from curvserve.engine.samples import Layout, candidates
 
 __all__ = ["Replay", "replay"]
-
-# How far a replay may be from the forward pass, relative to the largest output: other kernels
-# round differently, but another dropout mask or a moved state is far beyond it.
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +65,8 @@ class Replay:
         try:
             results, _ = self._run(call, (), {})
             self._compare(call, results)
+        except torch.OutOfMemoryError:
+            raise  # says nothing about how the arguments are cut
         except Exception:  # anyone's forward may raise anything on wrongly cut arguments
             return False
         return True
@@ -97,7 +94,7 @@ class Replay:
             gradients = pull(filled)[0] if names else {}
             return outputs, [gradients[name] for name in names]
 
-        with context.disable(), torch.no_grad(), _batchable():
+        with context.disable(), torch.no_grad(), batchable():
             return _over_samples(one, (*sliced, *seeds.values()), (*axes, *([0] * len(seeds))))
 
     def _forward(
@@ -121,7 +118,7 @@ class Replay:
             return  # modified in place since: nothing left to compare with
         for index, result in results.items():
             recorded = self.outputs[index].samples_first(call.outputs[index], self.samples)
-            limit = _TOLERANCE.get(recorded.dtype, 1e-2) * float(recorded.abs().max())
+            limit = difference(recorded) * float(recorded.abs().max())
             if not float((result - recorded).abs().max()) <= limit:
                 raise ReplayError(
                     f"{type(call.module).__name__} gave another output when replayed sample by "
@@ -171,22 +168,6 @@ def _with_tensors(call: Call, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...
     filled = [next(replacements) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     args, kwargs = tree_unflatten(filled, structure)
     return args, kwargs
-
-
-@contextmanager
-def _batchable() -> Iterator[None]:
-    """Has attention computed by operations that vmap can batch.
-
-    Other operations without a batching rule are right too, only slower: no warning.
-    """
-    functorch: Any = torch._C._functorch  # not declared to type checkers
-    with math_attention():
-        # A setting of the whole process too: the same block guards it.
-        functorch._set_vmap_fallback_warning_enabled(False)
-        try:
-            yield
-        finally:
-            functorch._set_vmap_fallback_warning_enabled(True)
 
 
 def _over_samples(

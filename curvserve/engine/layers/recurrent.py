@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from curvserve.engine import context
+from curvserve.engine.kernels import difference
 from curvserve.engine.layers.generic import Replay
 from curvserve.engine.recording import Call
 
@@ -91,9 +92,8 @@ class RecurrentReplay(Replay):
             likely = self._axis(call, index)
             if layout.axis != likely or layout.outer * layout.inner != 1:
                 return False
-            limit = 1e-9 if recorded.dtype == torch.float64 else 1e-4
             error = float((made.results[index].detach() - recorded).abs().max())
-            if not error <= limit * float(recorded.abs().max()):
+            if not error <= difference(recorded) * float(recorded.abs().max()):
                 return False
         return True
 

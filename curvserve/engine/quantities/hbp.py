@@ -45,7 +45,7 @@ class _Averaged(Quantity):
         columns = at.loss.exact_columns()
         flat = columns.reshape(len(columns), at.plan.samples, -1)
         matrix = torch.einsum("vni,vnj->ij", flat, flat)
-        states = {p: [torch.zeros(0)] for p in at.absent}
+        states = {p: [p.new_zeros(0)] for p in at.absent}
         first = min(
             i for i, c in enumerate(chain) if any(p.requires_grad for p in c.module.parameters())
         )

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from curvserve.engine import context
 from curvserve.engine.errors import ReplayError
@@ -99,8 +99,8 @@ class _Again:
     def _edge(self) -> GradientEdge:
         with context.disable():
             result = rerun(self._call, self._index, self.loss.outputs)
-        assert result.grad_fn is not None
-        return GradientEdge(result.grad_fn, result.output_nr)
+        # not by result.grad_fn: of a function in Python that does not keep the graph alive
+        return get_gradient_edge(result)
 
 
 class GGNMP(Quantity):

@@ -56,6 +56,12 @@ class OptimStep(BaseModel):
     pending: int | None = Field(
         None, ge=1, description="How many batches must be pending; 409 where it is another number."
     )
+    batches: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="The idempotency keys that these batches came with; 409 where others are "
+        "pending, another client's for instance.",
+    )
 
 
 @router.post(
@@ -116,6 +122,6 @@ async def optim_step(request: Request, session: InSession, context: InContext) -
         asked = change(body, Caller(request, context.limits))
         groups = None if wanted.groups is None else [g.model_dump() for g in wanted.groups]
         receipt = await session.optim_step(
-            asked, wanted.options, wanted.scales, wanted.pending, groups
+            asked, wanted.options, wanted.scales, wanted.pending, groups, wanted.batches
         )
     return receipt_answer(session, receipt)

@@ -132,10 +132,10 @@ class Journal:
                 (place, min(version, newest - REMEMBERED)),
             )
             self._db.execute(
-                "DELETE FROM changes WHERE place = ?1 AND version IS NULL AND number <= "
-                "(SELECT number FROM changes WHERE place = ?1 AND version IS NULL "
-                "ORDER BY number DESC LIMIT 1 OFFSET ?2)",
-                (place, REMEMBERED),
+                "DELETE FROM changes WHERE place = :place AND version IS NULL AND number <= "
+                "(SELECT number FROM changes WHERE place = :place AND version IS NULL "
+                "ORDER BY number DESC LIMIT 1 OFFSET :kept)",
+                {"place": place, "kept": REMEMBERED},
             )
 
     def remove(self, place: str) -> None:

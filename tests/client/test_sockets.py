@@ -1,0 +1,151 @@
+"""The client's own httpx transport: connections used again, bodies in place, errors as httpx's."""
+
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import torch
+from curvserve_client import Client, wire
+from curvserve_client.sockets import BUFFERS, VIEW, SocketTransport
+
+from .servers import Peer, answering, closed_port, http, http_json, serving
+
+KEPT = {"Connection": "keep-alive"}
+MODELS = http(200, "application/json", b'{"models": []}', KEPT)
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    with httpx.Client(transport=SocketTransport(), timeout=20.0) as client:
+        yield client
+
+
+def test_a_connection_is_used_again(client: httpx.Client) -> None:
+    connections: list[Peer] = []
+
+    def talk(peer: Peer) -> None:
+        connections.append(peer)
+        while peer.receive() is not None:
+            peer.send(MODELS)
+
+    with serving(talk) as server:
+        for _ in range(5):
+            assert client.get(server.url).json() == {"models": []}
+        client.close()
+    assert len(connections) == 1 and len(server.requests) == 5
+
+
+def test_a_connection_that_the_server_has_closed_is_not_used_again(client: httpx.Client) -> None:
+    closed = threading.Semaphore(0)
+
+    def talk(peer: Peer) -> None:
+        peer.receive()
+        peer.send(MODELS)  # says keep-alive, and then ends all the same
+        peer.connection.close()
+        closed.release()
+
+    with serving(talk) as server:
+        for _ in range(5):
+            assert client.get(server.url).status_code == 200
+            closed.acquire()
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_an_answer_without_a_body_leaves_the_connection(client: httpx.Client, status: int) -> None:
+    connections: list[Peer] = []
+    answer = f'HTTP/1.1 {status} Words\r\nETag: "3"\r\n\r\n'.encode()
+
+    def talk(peer: Peer) -> None:
+        connections.append(peer)
+        while peer.receive() is not None:
+            peer.send(answer)
+
+    with serving(talk) as server:
+        for _ in range(3):
+            found = client.get(server.url)
+            assert (found.status_code, found.content, found.headers["etag"]) == (status, b"", '"3"')
+        client.close()
+    assert len(connections) == 1
+
+
+def test_a_body_is_read_into_the_memory_that_was_given(client: httpx.Client) -> None:
+    body = b"".join(wire.encode({"x": torch.arange(1_000_000)}))
+    memory = bytearray(len(body))
+
+    def take(content_type: str, length: int) -> memoryview | None:
+        assert (content_type, length) == (wire.MEDIA_TYPE, len(body))
+        return memoryview(memory)
+
+    with (
+        answering(http(200, wire.MEDIA_TYPE, body)) as server,
+        client.stream("GET", server.url, extensions={BUFFERS: take}) as response,
+    ):
+        assert response.extensions[VIEW].obj is memory
+        for piece in response.iter_raw():
+            assert piece.obj is memory  # type: ignore[attr-defined]
+    assert bytes(memory) == body
+
+
+def test_chunked_bodies_are_read(client: httpx.Client) -> None:
+    answer = (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
+    )
+    with answering(answer) as server:
+        assert client.get(server.url).text == "hello world"
+
+
+def test_an_answer_before_the_body_was_taken_is_the_answer(client: httpx.Client) -> None:
+    refusal = http_json({"code": "body_too_large"}, 413)
+
+    def talk(peer: Peer) -> None:
+        peer.connection.recv(1)
+        peer.send(refusal)
+
+    with serving(talk) as server:
+        answered = client.post(server.url, content=iter([bytes(256)]))
+    assert answered.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "answer, error",
+    [
+        (b"", httpx.RemoteProtocolError),
+        (b"SSH-2.0-OpenSSH\r\n", httpx.RemoteProtocolError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", httpx.RemoteProtocolError),
+    ],
+    ids=["nothing", "no http", "half"],
+)
+def test_what_breaks_is_told_as_httpx_tells_it(
+    client: httpx.Client, answer: bytes, error: type[httpx.TransportError]
+) -> None:
+    with answering(answer) as server, pytest.raises(error):
+        client.get(server.url)
+
+
+def test_nobody_listens(client: httpx.Client) -> None:
+    with pytest.raises(httpx.ConnectError):
+        client.get(f"http://127.0.0.1:{closed_port()}")
+
+
+def test_a_server_that_does_not_answer_meets_the_timeout(client: httpx.Client) -> None:
+    def silent(peer: Peer) -> None:
+        peer.receive()
+        peer.closing.wait()
+
+    with serving(silent) as server, pytest.raises(httpx.ReadTimeout):
+        client.get(server.url, timeout=0.2)
+
+
+def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(http_json({"models": []})) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        with Client("http://gpu-host.invalid:8000") as client:
+            assert client.models() == []
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        with answering(http_json({"models": []})) as direct, Client(direct.url) as client:
+            assert client.models() == []
+    assert [request.headers["host"] for request in proxy.requests] == ["gpu-host.invalid:8000"]
+    assert len(direct.requests) == 1
