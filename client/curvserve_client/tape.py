@@ -175,7 +175,7 @@ class _RemoteLoss(torch.autograd.Function):
                 "another loss was computed, or a step taken, since this one: call backward() on a "
                 "loss before computing the next"
             )
-        _check_zeroed(computed, ctx.handles)
+        _check_seen(tape, computed, ctx.handles)
         computed.factor = upstream.item()
         factors = sorted({each.factor for each in tape.passes})
         if len(factors) > 1:
@@ -194,16 +194,27 @@ def _holding(handles: Iterable[RemoteParameter]) -> bool:
     return any(handle.grad is not None and handle.grad.item() != 0 for handle in handles)
 
 
-def _check_zeroed(computed: _Pass, handles: Sequence[RemoteParameter]) -> None:
-    """Refuse a gradient that is on the handles and not in what is pending, or the reverse."""
+def _check_seen(tape: Tape, computed: _Pass, handles: Sequence[RemoteParameter]) -> None:
+    """Refuse gradients on the handles that are not those which the server has added to."""
     holding = _holding(handles)
-    if holding and not computed.added:
-        raise RuntimeError(
-            "the gradients are of an earlier version of the parameters, and nothing can be added "
-            "to them: call optimizer.zero_grad() before backward()"
-        )
-    if computed.added and not holding:
+    if not computed.added:
+        if holding:
+            raise RuntimeError(
+                "the gradients are of an earlier version of the parameters, and nothing can be "
+                "added to them: call optimizer.zero_grad() before backward()"
+            )
+        return
+    if not holding:
         raise RuntimeError(
             "the gradients that this loss was added to were dropped before its backward: call "
             "optimizer.zero_grad() before the loss, or only after a step"
         )
+    before = tape.passes[-2]
+    assert before.factor is not None  # see _check_accumulates
+    for handle in handles:
+        left = before.factor * before.result.grad_norms[handle.remote_name]
+        if handle.grad is None or handle.grad.item() != left:
+            raise RuntimeError(
+                f"the gradient of {handle.remote_name} was changed between two losses of one "
+                "step, and the server adds to what it has: clip or scale after the last backward()"
+            )

@@ -37,6 +37,21 @@ def test_gradients_dropped_between_a_loss_and_its_backward_are_noticed(
     assert session.version == 1
 
 
+def test_gradients_clipped_between_two_losses_of_a_step_are_noticed(
+    session: RemoteSession, batches: Batches
+) -> None:
+    optimizer = RemoteDiagGGNOptimizer(session.parameters())
+    session.loss(*batches[0]).backward()
+    torch.nn.utils.clip_grad_norm_(session.parameters(), 0.1)
+    with pytest.raises(RuntimeError, match=r"0\.weight was changed.*after the last backward\(\)"):
+        session.loss(*batches[1]).backward()
+    optimizer.zero_grad()
+    for batch in batches[:2]:
+        session.loss(*batch).backward()
+    optimizer.step()
+    assert session.version == 1
+
+
 def test_step_on_does_not_leave_out_a_gradient(session: RemoteSession, batches: Batches) -> None:
     optimizer = RemoteDiagGGNOptimizer(session.parameters())
     session.loss(*batches[0]).backward()

@@ -68,7 +68,7 @@ def test_the_clients_page_runs_from_top_to_bottom(address: str) -> None:
     for block in blocks("python"):
         if block.page == CLIENT:
             exec(compile(block.text.replace(ADDRESS, address), str(block), "exec"), known)
-    with connect(address, session="mnist_cnn-1") as session:
+    with connect(address, session=known["again"].name) as session:
         # A, B and clipping 4 each, accumulation 1 and 1, groups 4, pipeline 4, again 1, Lightning 2
         assert session.version == 25
     assert known["session"].version == 4

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 from curvserve_client import RemoteSession
 from torch import Tensor
@@ -28,23 +27,30 @@ pytestmark = [
 ]
 
 
-class Module(lightning.LightningModule):
-    def __init__(self, way: Way) -> None:
-        super().__init__()
-        self.model = model_of(way)
-        self._way = way
+def module_of(way: Way) -> Any:
+    """The way as Lightning wants it."""
+    import lightning  # takes seconds, for which no other test shall wait
 
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        loss: Tensor = self.model(*batch)
-        return loss
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model_of(way)
 
-    def configure_optimizers(self) -> Any:
-        optimizer = self._way.optimizer()
-        scheduler = {"scheduler": scheduled(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            loss: Tensor = self.model(*batch)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            optimizer = way.optimizer()
+            scheduler = {"scheduler": scheduled(optimizer), "interval": "step"}
+            return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    return Module()
 
 
 def trainer(**options: Any) -> Any:
+    import lightning
+
     quiet = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
@@ -54,7 +60,7 @@ def trainer(**options: Any) -> Any:
 
 def trained(way: Way, accumulated: int, max_norm: float | None) -> Weights:
     options = {"accumulate_grad_batches": accumulated, "gradient_clip_val": max_norm}
-    trainer(**options).fit(Module(way), loader())
+    trainer(**options).fit(module_of(way), loader())
     return way.weights()
 
 
@@ -74,8 +80,8 @@ def test_lightning_goes_on_from_its_checkpoint(
 ) -> None:
     half, data = WAYS[way](session), loader()
     first = trainer(max_epochs=1, default_root_dir=tmp_path)
-    first.fit(Module(half), data)
+    first.fit(module_of(half), data)
     first.save_checkpoint(tmp_path / "one")
     second = trainer(max_epochs=2, default_root_dir=tmp_path)
-    second.fit(Module(half), data, ckpt_path=tmp_path / "one", weights_only=True)
+    second.fit(module_of(half), data, ckpt_path=tmp_path / "one", weights_only=True)
     check_same(half.weights(), plain_loop(WAYS[way](twin), epochs=2), within=0)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 from curvserve_client import RemoteSession
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -21,19 +20,19 @@ from tests.frameworks.loops import (
 )
 
 
-class Trainer(transformers.Trainer):
-    """Takes the model's result for the loss, and the batches in their order."""
+def trainer(way: Way, folder: Path, **options: Any) -> Any:
+    """A trainer that takes the model's result for the loss, and the batches in their order."""
+    import transformers  # takes seconds, for which no other test shall wait
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], **_: Any) -> Tensor:
-        loss: Tensor = model(**inputs)
-        return loss
+    class Trainer(transformers.Trainer):
+        def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], **_: Any) -> Tensor:
+            loss: Tensor = model(**inputs)
+            return loss
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        named = [{"inputs": inputs, "targets": targets} for inputs, targets in batches()]
-        return DataLoader(named, batch_size=None)  # type: ignore[arg-type]
+        def get_train_dataloader(self) -> DataLoader[Any]:
+            named = [{"inputs": inputs, "targets": targets} for inputs, targets in batches()]
+            return DataLoader(named, batch_size=None)  # type: ignore[arg-type]
 
-
-def trainer(way: Way, folder: Path, **options: Any) -> Trainer:
     quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
     quiet |= {"num_train_epochs": 1, "max_grad_norm": 0.0}
     arguments = transformers.TrainingArguments(output_dir=str(folder), **(quiet | options))
