@@ -7,6 +7,8 @@ from curvserve_client.rules import SGD
 from curvserve_client.types import draw_seed
 from torch import Tensor
 
+from curvserve.data import load_digits, normalise
+
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -187,3 +189,39 @@ def test_images_may_be_bytes(session: RemoteSession) -> None:
 def test_a_session_of_a_client_leaves_its_connection_open(client: Client) -> None:
     client.session("mnist_cnn").close()
     assert client.sessions()
+
+
+def test_quantities_may_travel_as_bfloat16(session: RemoteSession, batches: Batches) -> None:
+    whole = session.curvature(*batches[0])
+    half = session.curvature(*batches[0], bfloat16=["diag_ggn_mc"])
+    for name, tensor in whole.tensors["diag_ggn_mc"].items():
+        assert torch.equal(half.tensors["diag_ggn_mc"][name], tensor.bfloat16())
+        assert torch.equal(half.tensors["grad"][name], whole.tensors["grad"][name])
+
+
+def test_images_may_travel_as_bytes(session: RemoteSession) -> None:
+    images, labels = (tensor[:8] for tensor in load_digits("train"))
+    assert images.dtype == torch.uint8
+    assert session.evaluate(images, labels) == session.evaluate(normalise(images), labels)
+
+
+def test_checkpoints_are_made_listed_read_and_gone_on_from(
+    client: Client, session: RemoteSession, twin: RemoteSession, batches: Batches
+) -> None:
+    for batch in batches[:2]:
+        session.step(*batch)
+        twin.step(*batch)
+    made = session.checkpoint("half-way")
+    assert session.checkpoints() == [made] and made.version == 2
+    session.step(*batches[2])
+    with pytest.raises(errors.CheckpointExists):
+        session.checkpoint("half-way")
+    tensors, said = session.read_checkpoint("half-way")
+    assert said["version"] == "2" and torch.equal(
+        tensors["parameters.0.bias"], twin.pull()["0.bias"]
+    )
+    again = client.create_session("mnist_cnn", from_checkpoint=f"{session.name}/half-way")
+    assert again.version == 2
+    assert again.step(*batches[2]) == twin.step(*batches[2])
+    assert [step["version"] for step in session.history(after=1)] == [2, 3]
+    client.delete_session(again.name)

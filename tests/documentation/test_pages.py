@@ -118,6 +118,7 @@ def test_an_example_runs_to_its_end(name: str, last: str) -> None:
         ("remote_loop", r"held-out accuracy ([\d.]+)% at version 92"),
         ("remote_async", r"damping  0\.3: ([\d.]+)% of the digits held out\n\Z"),  # best last
         ("lightning_remote", r"held-out accuracy ([\d.]+)% at version 72"),
+        ("data_parallel", r"held-out accuracy ([\d.]+)% at version 60"),
     ],
 )
 def test_an_example_trains_through_a_server(name: str, last: str, address: str) -> None:
