@@ -4,8 +4,8 @@
     python examples/data_parallel.py [--url http://127.0.0.1:8000] [--clients 2]
 
 Every process takes every step together with the others: gradient and curvature are means over all
-their samples, and a step is one version. Takes some seconds on two CPU cores, server included; above
-85% of 297 digits that no process has seen are right at the end.
+their samples, and a step is one version. Takes some seconds on two CPU cores, server included;
+above 85% of 297 digits that no process has seen are right at the end.
 """
 
 import argparse
