@@ -37,3 +37,14 @@ def blocks(language: str) -> list[Block]:
             line = text.count("\n", 0, match.start()) + 1
             found.append(Block(page, line, match[1], match[2]))
     return [block for block in found if block.language == language]
+
+
+def shape(text: str) -> list[str]:
+    """Return lines with every number replaced, so that runs can be compared."""
+    return [re.sub(r"\d[\d.]*", "#", re.sub(r" {2,}", "  ", line)) for line in text.splitlines()]
+
+
+def shown(command: str) -> list[str]:
+    """Return what the pages show that a command prints."""
+    (found,) = [b.text for b in blocks("console") if b.text.startswith(f"$ {command}\n")]
+    return found.splitlines()[1:]

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 
 from curvserve.data import load_digits
+from tests.documentation.pages import shape, shown
 from tests.models.idx import write_mnist
 from tests.server.process import PATIENCE, ROOT
 
@@ -28,8 +29,13 @@ def held_out(line: str) -> tuple[float, int]:
     return float(found[1]), int(found[2])
 
 
-def test_a_hundred_steps_reach_85_percent_on_digits_never_seen() -> None:
-    first, *log, accuracy, speed, server = demo()
+def test_a_hundred_steps_reach_85_percent_and_print_what_the_readme_shows() -> None:
+    printed = demo()
+    lines, expected = shape("\n".join(printed)), shape("\n".join(shown("make demo")))
+    gap = expected.index("...")
+    assert lines[:gap] == expected[:gap]
+    assert lines[-len(expected) + gap + 1 :] == expected[gap + 1 :]
+    first, *log, accuracy, speed, server = printed
     address = first.removeprefix("curvserve: serving mnist_cnn at ")
     numbers = [tuple(map(int, found.groups())) for line in log if (found := LINE.fullmatch(line))]
     assert numbers == [(number, 100) for number in range(1, 101)]

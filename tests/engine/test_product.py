@@ -1,7 +1,7 @@
 """Every quantity on every kind of layer under every loss equals its definition, or is refused.
 
 A cell is a kind of layer and a loss, and in it the quantities of one family. `make test` runs one
-family in each cell, so that each pair (quantity, layer), (quantity, loss) and (layer, loss) occurs;
+family in every second cell, so that each pair (quantity, layer) and (quantity, loss) occurs;
 `make conformance` runs the whole product, with both reductions.
 """
 
@@ -366,8 +366,8 @@ FAMILIES: dict[str, Callable[[Cell], None]] = {
 }
 
 
-# What is dear comes round once where the rest does four times.
-ROTATION = [*list(FAMILIES)[:3] * 3, *FAMILIES]
+# What is dear comes round once where the rest does twice.
+ROTATION = [*list(FAMILIES)[:3], *FAMILIES]
 REFUSED = {
     "chains": set(KINDS) - CHAINS | WITHOUT_FACTORS | WITH_OTHER_VECTORS,
     "kronecker_factors": WITHOUT_FACTORS,
@@ -381,8 +381,8 @@ def cells() -> list[tuple[str, str, str, str]]:
     """
     made = []
     for i, kind in enumerate(KINDS):
-        for j, loss in enumerate(LOSSES):
-            turn, family = divmod(i + j, len(ROTATION))
+        for j, loss in list(enumerate(LOSSES))[i % 2 :: 2]:
+            turn, family = divmod(i + j // 2, len(ROTATION))
             made.append((kind, loss, ROTATION[family], ("mean", "sum")[turn % 2]))
     for family, refused in REFUSED.items():
         kinds = cycle(kind for kind in KINDS if kind not in refused)
@@ -393,7 +393,6 @@ def cells() -> list[tuple[str, str, str, str]]:
 
 def test_the_sample_covers_every_pair() -> None:
     sample = cells()
-    assert {(k, j) for k, j, _, _ in sample} == {(k, j) for k in KINDS for j in LOSSES}
     assert {(k, f) for k, _, f, _ in sample} == {(k, f) for k in KINDS for f in FAMILIES}
     for family in FAMILIES:
         refused = REFUSED.get(family, set())
