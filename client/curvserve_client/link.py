@@ -23,7 +23,7 @@ from .errors import (
 )
 from .messages import Answer, Request
 from .retries import Attempt
-from .sockets import BUFFERS, VIEW
+from .sockets import BUFFERS
 
 log = logging.getLogger("curvserve_client")
 
@@ -87,7 +87,7 @@ class Link:
             "params": request.query or None,
             "headers": headers,
             "content": chunks(request, deadline) if request.parts else None,
-            "extensions": {"timeout": deadline.timeouts, BUFFERS: self._buffer},
+            "extensions": {"timeout": deadline.timeouts, BUFFERS: _Place(self._buffers).take},
             "follow_redirects": False,
         }
 
@@ -103,16 +103,14 @@ class Link:
         if (encoding := headers.get("content-encoding", "identity")) != "identity":
             raise ProtocolError(f"{request.purpose}: the answer is encoded as {encoding}")
         deadline.check("the rest of the answer")
-        view = response.extensions.get(VIEW)
+        place: _Place = response.request.extensions[BUFFERS].__self__
+        view = place.claimed()
         in_place = view is not None
         size = headers.get("content-length", "")
         if not in_place and size.isdigit():
-            view = self._buffer(headers.get("content-type", ""), int(size))
+            place.take(headers.get("content-type", ""), int(size))
+            view = place.claimed()
         return Receiver(response.status_code, headers, view, deadline, in_place=in_place)
-
-    def _buffer(self, content_type: str, size: int) -> memoryview | None:
-        """Return where a body of tensors goes; None for any other."""
-        return self._buffers.take(size) if content_type.startswith(wire.MEDIA_TYPE) else None
 
 
 class Attempts:
@@ -171,6 +169,25 @@ class Attempts:
         if self._number == 1 and type(error) is not request.not_yet:
             log.warning("%s; trying again for %.0f s at most", error, left)
         return pause
+
+
+class _Place:
+    """Where the body of one answer goes, if it is one of tensors."""
+
+    def __init__(self, buffers: BufferPool) -> None:
+        self._buffers = buffers
+        self._view: memoryview | None = None
+
+    def take(self, content_type: str, size: int) -> memoryview | None:
+        """Return memory for a body of tensors; None for any other."""
+        if content_type.startswith(wire.MEDIA_TYPE):
+            self._view = self._buffers.take(size)
+        return self._view
+
+    def claimed(self) -> memoryview | None:
+        """Return what was taken, and hold it no longer: a request outlives its answer."""
+        view, self._view = self._view, None
+        return view
 
 
 class Receiver:

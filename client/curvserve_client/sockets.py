@@ -20,9 +20,6 @@ import httpx
 BUFFERS = "curvserve_buffers"
 """Request extension: content type and length of a body -> where to put it; None for anywhere."""
 
-VIEW = "curvserve_view"
-"""Response extension: the view that the body's chunks are pieces of."""
-
 Take = Callable[[str, int], memoryview | None]
 
 _PIECE = 1024 * 1024
@@ -115,7 +112,7 @@ class SocketTransport(httpx.BaseTransport):
             answer.status,
             headers=answer.getheaders(),
             stream=_Body(answer, view, limit, done),
-            extensions={"http_version": b"HTTP/1.1", VIEW: view},
+            extensions={"http_version": b"HTTP/1.1"},
         )
 
     def _take(self, place: tuple[str, str, int]) -> http.client.HTTPConnection | None:
@@ -194,6 +191,7 @@ class _Body(httpx.SyncByteStream):
             yield from self._pieces() if self._view is None else self._filled(self._view)
 
     def close(self) -> None:
+        self._view = None  # a response lives until it is collected, and memory is to be used again
         self._done()
 
     def _pieces(self) -> Iterator[bytes]:

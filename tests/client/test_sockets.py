@@ -6,8 +6,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import torch
-from curvserve_client import Client, wire
-from curvserve_client.sockets import BUFFERS, VIEW, SocketTransport
+from curvserve_client import Client, protocol, wire
+from curvserve_client.buffers import BufferPool
+from curvserve_client.sockets import BUFFERS, SocketTransport
+from curvserve_client.transport import Transport
 
 from .servers import Peer, answering, closed_port, http, http_json, serving
 
@@ -81,7 +83,6 @@ def test_a_body_is_read_into_the_memory_that_was_given(client: httpx.Client) -> 
         answering(http(200, wire.MEDIA_TYPE, body)) as server,
         client.stream("GET", server.url, extensions={BUFFERS: take}) as response,
     ):
-        assert response.extensions[VIEW].obj is memory
         for piece in response.iter_raw():
             assert piece.obj is memory  # type: ignore[attr-defined]
     assert bytes(memory) == body
@@ -149,3 +150,27 @@ def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> 
             assert client.models() == []
     assert [request.headers["host"] for request in proxy.requests] == ["gpu-host.invalid:8000"]
     assert len(direct.requests) == 1
+
+
+def test_memory_is_used_again_once_nothing_looks_at_it() -> None:
+    body = b"".join(wire.encode({"x": torch.arange(1_000_000)}, {"version": "0"}))
+    made: list[int] = []
+
+    class Counting(BufferPool):
+        def _new(self, size: int) -> bytearray:
+            made.append(size)
+            return super()._new(size)
+
+    def talk(peer: Peer) -> None:
+        while peer.receive() is not None:
+            peer.send(http(200, wire.MEDIA_TYPE, body, KEPT))
+
+    with serving(talk) as server:
+        transport = Transport(server.url, 20.0)
+        transport.link._buffers = Counting()
+        for _ in range(10):
+            tensors, _ = transport.send(protocol.get_parameters("digits"))
+            assert tensors["x"][-1] == 999_999
+            del tensors
+        transport.close()
+    assert len(made) == 1
