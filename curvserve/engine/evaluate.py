@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from curvserve.engine import context, losses
+from curvserve.engine import context, losses, memory_format
 from curvserve.engine.draws import GlobalDraws, SeededDraws
 from curvserve.engine.errors import NotRecordedError, UnsupportedLossError
 from curvserve.engine.first_order import FirstOrder
@@ -174,7 +174,7 @@ class _Batch:
 def _evaluate(batch: _Batch, asked: Mapping[str, Quantity | None], seed: int | None) -> Evaluation:
     named = {name: p for name, p in batch.model.named_parameters() if p.requires_grad}
     with torch.enable_grad():
-        outputs = batch.model(batch.inputs)
+        outputs = memory_format.run(batch.model, batch.inputs)
         share = batch.share(outputs)
         value = batch.loss(outputs, batch.targets) * share
     found, first = _extensions(batch, outputs, share, asked, list(named.values()), seed)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from curvserve.data import load_digits, normalise
-from curvserve.engine import evaluate
+from curvserve.engine import channels_last, evaluate
 from curvserve.models.mnist_cnn import network
 from curvserve.optim import DiagGGNOptimizer
 
@@ -119,7 +119,7 @@ class Here:
         return self.net
 
     def call(self, module: nn.Module, batch: Batch) -> Tensor:
-        return module(batch[0])
+        return module(channels_last(batch[0]))
 
     def weights(self) -> Weights:
         return {name: p.detach().clone() for name, p in self.net.named_parameters()}
@@ -147,7 +147,7 @@ class Local(Here, Backward):
         found = evaluate(self.net, nn.CrossEntropyLoss(), *batch, ["diag_ggn_mc"], seed=seed)
         for name, curvature in found.quantities["diag_ggn_mc"].items():
             self._put(self.net.get_parameter(name), curvature)
-        loss: Tensor = nn.CrossEntropyLoss()(self.net(batch[0]), batch[1])
+        loss: Tensor = nn.CrossEntropyLoss()(self.call(self.net, batch), batch[1])
         return loss
 
     def copied(self, optimizer: Optimizer, copying: Copying) -> tuple[Way, Optimizer]:

@@ -117,7 +117,9 @@ class _Window:
     def matrices(self, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs ``[N, T, taps * C]`` and cotangents ``[N, T, O]`` as of a linear layer."""
         patches = self.patches(a.flatten(0, 1)).unflatten(0, s.shape[:2])
-        return patches.flatten(3).flatten(1, 2), s.flatten(3).mT.flatten(1, 2)
+        last = s.movedim(2, -1)  # a view of what it is, where the channels lie last already
+        s = last.flatten(2, -2) if last.is_contiguous() else s.flatten(3).mT
+        return patches.flatten(3).flatten(1, 2), s.flatten(1, 2)
 
     def whole(self, found: Tensor) -> Tensor:
         """Rows ``[N, O, C, taps]`` in the shape of the weight, zero where no input is seen."""

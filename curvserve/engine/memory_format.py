@@ -1,0 +1,74 @@
+"""Images with their channels last: what a CPU convolves and pools fastest."""
+
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["channels_last", "run"]
+
+_BENT: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+"""Whether a model takes its images so; one that has a ``view`` of a map does not."""
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """The same values with their channels last in memory, as the strides say even of a single one.
+
+    :func:`curvserve.engine.evaluate` hands images over so, on a CPU, to a model that convolves
+    them, and so does a server. A loop of one's own that does the same gets the same bits.
+
+    Args:
+        images: ``[N, C, H, W]``.
+    """
+    n, c, h, w = images.shape
+    last = images.permute(0, 2, 3, 1).contiguous()
+    return last.as_strided((n, c, h, w), (c * h * w, 1, c * w, c))
+
+
+def run(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The model's output, its images handed over with their channels last where that is faster.
+
+    Pooling a map with the channels first is scalar code in PyTorch, and convolutions reorder it.
+    The numbers are the same up to the rounding of other kernels. A model that cannot be run so (it
+    asks for a ``view`` that only exists with the channels first) is run as it is from then on.
+
+    Args:
+        model: The model.
+        inputs: Its input.
+    """
+    if not _is_image(inputs) or not _convolves(model):
+        return _output(model, inputs)
+    if model not in _BENT:
+        return _tried(model, inputs)
+    return _output(model, channels_last(inputs) if _BENT[model] else inputs)
+
+
+def _tried(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Runs a model so for the first time; whatever that changes is put back if it fails."""
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+    numbers = torch.get_rng_state()
+    try:
+        outputs = _output(model, channels_last(inputs))
+    except RuntimeError:
+        torch.set_rng_state(numbers)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+        outputs = _output(model, inputs)
+        _BENT[model] = False
+        return outputs
+    _BENT[model] = True
+    return outputs
+
+
+def _output(model: nn.Module, inputs: Tensor) -> Tensor:
+    outputs: Tensor = model(inputs)
+    return outputs
+
+
+def _is_image(inputs: Tensor) -> bool:
+    return inputs.dim() == 4 and inputs.device.type == "cpu" and inputs.is_floating_point()
+
+
+def _convolves(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.Conv2d) for module in model.modules())
