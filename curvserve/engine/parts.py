@@ -1,5 +1,6 @@
 """The share that each call of a module has in the rows of the parameters it accounts for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -38,9 +39,12 @@ class RulePart:
         a, s = (self.a, self.s) if samples is None else (self.a[samples], self.s[samples])
         return self.rule.rows(self.module, self.name, a, s)
 
-    def square_sum(self) -> Tensor:
+    def square_sum(self, others: Sequence[Part] = ()) -> Tensor:
         """See :class:`curvserve.engine.rows.Part`."""
-        return self.rule.square_sum(self.module, self.name, self.a, self.s)
+        if not others:
+            return self.rule.square_sum(self.module, self.name, self.a, self.s)
+        columns = [self.s, *(other.s for other in others if isinstance(other, RulePart))]
+        return self.rule.square_sums(self.module, self.name, self.a, columns)
 
     def matrices(self) -> tuple[Tensor, Tensor] | None:
         """See :class:`curvserve.engine.rows.Part`."""
@@ -75,8 +79,11 @@ class _ReplayPart:
         rows = self.replayed[self.name]
         return rows if samples is None else rows[samples]
 
-    def square_sum(self) -> Tensor:
-        return self.replayed[self.name].square().sum(0)
+    def square_sum(self, others: Sequence[Part] = ()) -> Tensor:
+        total = self.replayed[self.name].square().sum(0)
+        for other in others:
+            total = total + other.square_sum()
+        return total
 
     def matrices(self) -> tuple[Tensor, Tensor] | None:
         return None

@@ -15,8 +15,12 @@ class Part(Protocol):
     def rows(self, samples: Tensor | None) -> Tensor:
         """The rows ``[N, *p]``, or only those of the given samples."""
 
-    def square_sum(self) -> Tensor:
-        """The rows squared and summed over the samples ``[*p]``."""
+    def square_sum(self, others: "Sequence[Part]" = ()) -> Tensor:
+        """The rows squared and summed over the samples ``[*p]``.
+
+        Args:
+            others: The same part of further columns, whose squares are added.
+        """
 
     def matrices(self) -> tuple[Tensor, Tensor] | None:
         """The inputs ``[N, T, K]`` and cotangents ``[N, T, O]`` of a layer ``y_t = W a_t``.
@@ -59,11 +63,19 @@ class Rows:
             total = total + part.rows(samples)
         return total
 
-    def square_sum(self) -> Tensor:
-        """``sum_n (J_n^T s_n)^2``, shape ``[*p]``; the rows are formed only for tied parameters."""
-        if len(self.parts) == 1:
-            return self.parts[0].square_sum()
-        return self.dense().square().sum(0)
+    def square_sum(self, others: "Sequence[Rows]" = ()) -> Tensor:
+        """``sum_n (J_n^T s_n)^2``, shape ``[*p]``; the rows are formed only for tied parameters.
+
+        Args:
+            others: The rows of further columns, whose squares are added.
+        """
+        columns = [self, *others]
+        if all(len(rows.parts) == 1 for rows in columns):
+            return self.parts[0].square_sum([rows.parts[0] for rows in others])
+        total = self.dense().square().sum(0)
+        for rows in others:
+            total = total + rows.dense().square().sum(0)
+        return total
 
     def total(self) -> Tensor:
         """``sum_n J_n^T s_n``, shape ``[*p]``."""

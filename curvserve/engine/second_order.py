@@ -20,6 +20,9 @@ from curvserve.engine.rows import Rows
 
 __all__ = ["Pass"]
 
+_TOGETHER_BYTES = 64 << 20
+"""What the cotangents of columns that go back together may take, at all layers."""
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -50,24 +53,68 @@ class Pass:
         Yields:
             For each column the rows of every parameter.
         """
-        recorded = [self.graph.calls[account.call] for account in self.plan.accounts]
-        edges = [(r, i, edge) for r in dict.fromkeys(recorded) for i, edge in r.edges.items()]
-        samples = self.plan.samples
         for column in columns:
-            arrived = torch.autograd.grad(
-                [self.output],
-                [e for _, _, e in edges],
-                [column],
-                retain_graph=True,
-                allow_unused=True,
-            )
-            cotangents: dict[RecordedCall, dict[int, Tensor]] = {r: {} for r in recorded}
-            for (r, index, _), cotangent in zip(edges, arrived, strict=True):
-                if cotangent is not None:
-                    cotangents[r][index] = cotangent.detach()
-            gathered = gather(self.plan, self.graph, cotangents)
-            rows = {p: Rows(own, samples, p) for p, own in gathered.items()}
-            yield rows | {p: Rows((), samples, p) for p in self.absent}
+            yield self._rows(self._arrived(column))
+
+    def row_groups(self, columns: Iterable[Tensor]) -> Iterator[list[dict[Tensor, Rows]]]:
+        """Sends cotangents back to the layers, as many at a time as memory allows.
+
+        Args:
+            columns: Cotangents of the model's output, each of its shape.
+
+        Yields:
+            For each of a few columns the rows of every parameter.
+        """
+        # a layer's cotangents take about as much as its inputs
+        given = (t for r in self._recorded() for t in r.call.args if isinstance(t, Tensor))
+        size = sum(t.numel() * t.element_size() for t in given)
+        count = max(1, _TOGETHER_BYTES // max(1, size))
+        waiting = list(columns)
+        for start in range(0, len(waiting), count):
+            group = waiting[start : start + count]
+            yield [self._rows(each) for each in self._arrived_together(group)]
+
+    def _arrived(self, column: Tensor, *, batched: bool = False) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(
+            [self.output],
+            [edge for _, _, edge in self._edges()],
+            [column],
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+
+    def _arrived_together(self, columns: Sequence[Tensor]) -> Iterator[tuple[Tensor | None, ...]]:
+        """What arrives for each of several columns: in one pass, if every operation allows it."""
+        if len(columns) > 1:
+            try:
+                arrived = self._arrived(torch.stack(list(columns)), batched=True)
+            except RuntimeError:  # an operation that can be sent one cotangent only
+                pass
+            else:
+                for v in range(len(columns)):
+                    yield tuple(None if t is None else t[v] for t in arrived)
+                return
+        for column in columns:
+            yield self._arrived(column)
+
+    def _recorded(self) -> list[RecordedCall]:
+        """The calls that account for a parameter, each once."""
+        return list(dict.fromkeys(self.graph.calls[a.call] for a in self.plan.accounts))
+
+    def _edges(self) -> list[tuple[RecordedCall, int, GradientEdge]]:
+        return [(r, i, edge) for r in self._recorded() for i, edge in r.edges.items()]
+
+    def _rows(self, arrived: Sequence[Tensor | None]) -> dict[Tensor, Rows]:
+        cotangents: dict[RecordedCall, dict[int, Tensor]] = {}
+        for (r, index, _), cotangent in zip(self._edges(), arrived, strict=True):
+            own = cotangents.setdefault(r, {})
+            if cotangent is not None:
+                own[index] = cotangent.detach()
+        samples = self.plan.samples
+        gathered = gather(self.plan, self.graph, cotangents)
+        rows = {p: Rows(own, samples, p) for p, own in gathered.items()}
+        return rows | {p: Rows((), samples, p) for p in self.absent}
 
     def parameters(self) -> list[Tensor]:
         """The parameters in the graph, each once."""

@@ -4,6 +4,7 @@ Adding a layer kind is adding one file beside this one and naming it in ``__init
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -61,6 +62,19 @@ class LayerRule(ABC):
         total = s.new_zeros(parameter.shape)
         for a_chunk, s_chunk in zip(a.split(size), s.split(size), strict=True):
             total += self.rows(module, name, a_chunk, s_chunk).square().sum(0)
+        return total
+
+    def square_sums(
+        self, module: nn.Module, name: str, a: Tensor, columns: Sequence[Tensor]
+    ) -> Tensor:
+        """The sum over several columns' cotangents too; a rule may use for all what it makes of a.
+
+        Returns:
+            A tensor of the parameter's shape.
+        """
+        total = self.square_sum(module, name, a, columns[0])
+        for s in columns[1:]:
+            total = total + self.square_sum(module, name, a, s)
         return total
 
     def matrices(

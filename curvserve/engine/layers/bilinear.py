@@ -23,7 +23,3 @@ class Bilinear(Linear):
     def rows(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
         """See the base class."""
         return super().rows(module, name, a, s).reshape(len(s), *module.get_parameter(name).shape)
-
-    def square_sum(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
-        """See the base class."""
-        return super().square_sum(module, name, a, s).reshape(module.get_parameter(name).shape)

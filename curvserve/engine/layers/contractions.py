@@ -1,5 +1,7 @@
 """``sum_n (S_n^T A_n)^2``: the squared rows of a layer ``y_t = W a_t``, summed over the samples.
 
+Over the columns of a factor too, where there are several: whatever is made of A is made once.
+
 With T positions, K inputs and O outputs the row of a sample is the matrix ``S_n^T A_n``, O x K.
 Which of these ways is the shortest depends on the sizes alone. The first that fits is taken; each
 gives the same numbers up to rounding.
@@ -16,6 +18,8 @@ chunks       otherwise                       as many at a time as stay in the se
 ===========  ==============================  =====================================================
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,44 +32,49 @@ _LARGE_ROW = 1 << 18
 _FEW_POSITIONS = 4
 
 
-def square_sum(a: Tensor, s: Tensor) -> Tensor:
-    """The sum over samples of the squared rows.
+def square_sum(a: Tensor, columns: Sequence[Tensor]) -> Tensor:
+    """The sum over samples and columns of the squared rows.
 
     Args:
         a: The inputs, ``[N, T, K]``.
-        s: The cotangents, ``[N, T, O]``.
+        columns: For each column the cotangents S, ``[N, T, O]``.
 
     Returns:
         A tensor ``[O, K]``.
     """
-    samples, positions, inputs = a.shape
-    row = s.shape[2] * inputs * a.element_size()
+    _, positions, inputs = a.shape
+    row = columns[0].shape[2] * inputs * a.element_size()
     if positions == 1:
-        return s.squeeze(1).square().T @ a.squeeze(1).square()
+        return _added([s.squeeze(1).square() for s in columns]).T @ a.squeeze(1).square()
     if row >= _LARGE_ROW:
-        return _pairs(a, s) if positions <= _FEW_POSITIONS else _one_by_one(a, s)
-    return _chunks(a, s, max(1, CACHE_BYTES // max(1, row)))
+        return (_pairs if positions <= _FEW_POSITIONS else _one_by_one)(a, columns)
+    return _chunks(a, columns, max(1, CACHE_BYTES // max(1, row)))
 
 
-def _pairs(a: Tensor, s: Tensor) -> Tensor:
+def _pairs(a: Tensor, columns: Sequence[Tensor]) -> Tensor:
     """``sum_n sum_(t <= u) c s_t s_u (a_t a_u)``, with c = 2 where t < u."""
     first, second = torch.triu_indices(a.shape[1], a.shape[1], device=a.device)
     twice = torch.where(first == second, 1, 2).to(a.dtype).unsqueeze(1)
-    left = s[:, first] * s[:, second] * twice
+    left = _added([s[:, first] * s[:, second] for s in columns]) * twice
     return left.flatten(0, 1).T @ (a[:, first] * a[:, second]).flatten(0, 1)
 
 
-def _one_by_one(a: Tensor, s: Tensor) -> Tensor:
-    total, row = (a.new_zeros(s.shape[2], a.shape[2]) for _ in range(2))
-    for a_n, s_n in zip(a, s, strict=True):
-        torch.mm(s_n.T, a_n, out=row)
-        total.addcmul_(row, row)
+def _one_by_one(a: Tensor, columns: Sequence[Tensor]) -> Tensor:
+    total, row = (a.new_zeros(columns[0].shape[2], a.shape[2]) for _ in range(2))
+    for s in columns:
+        for a_n, s_n in zip(a, s, strict=True):
+            torch.mm(s_n.T, a_n, out=row)
+            total.addcmul_(row, row)
     return total
 
 
-def _chunks(a: Tensor, s: Tensor, size: int) -> Tensor:
-    total = a.new_zeros(s.shape[2], a.shape[2])
-    for a_chunk, s_chunk in zip(a.split(size), s.split(size), strict=True):
-        rows = torch.bmm(s_chunk.mT, a_chunk)
-        total += rows.square_().sum(0)
+def _chunks(a: Tensor, columns: Sequence[Tensor], size: int) -> Tensor:
+    total = a.new_zeros(columns[0].shape[2], a.shape[2])
+    for s in columns:
+        for a_chunk, s_chunk in zip(a.split(size), s.split(size), strict=True):
+            total += torch.bmm(s_chunk.mT, a_chunk).square_().sum(0)
     return total
+
+
+def _added(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).sum(0)

@@ -37,16 +37,25 @@ class Conv(LayerRule):
         return window.whole(found.flatten(1, 2))
 
     def square_sum(self, module: Any, name: str, a: Tensor, s: Tensor) -> Tensor:
-        """A few samples' patches at a time; see :mod:`.contractions`."""
+        """See the base class."""
         if name == "bias" or module.groups > 1:
             return super().square_sum(module, name, a, s)
+        return self.square_sums(module, name, a, [s])
+
+    def square_sums(self, module: Any, name: str, a: Tensor, columns: Sequence[Tensor]) -> Tensor:
+        """A few samples' patches at a time; see :mod:`.contractions`."""
+        if name == "bias" or module.groups > 1:
+            return super().square_sums(module, name, a, columns)
+        s = columns[0]
         window = _Window.of(module, a, s)
         inputs = window.size * a.shape[2]
         patches = inputs * (s.numel() // max(1, s.shape[0] * s.shape[2])) * a.element_size()
         size = max(1, _PATCH_BYTES // max(1, patches))
         total = s.new_zeros(s.shape[2], inputs)
-        for a_chunk, s_chunk in zip(a.split(size), s.split(size), strict=True):
-            total += contractions.square_sum(*window.matrices(a_chunk, s_chunk))
+        chunks = zip(a.split(size), *(s.split(size) for s in columns), strict=True)
+        for a_chunk, *s_chunks in chunks:
+            outputs = [_positions(s_chunk) for s_chunk in s_chunks]
+            total += contractions.square_sum(window.inputs(a_chunk), outputs)
         return window.whole(total.unflatten(1, (window.size, -1)).mT.unsqueeze(0)).squeeze(0)
 
     def matrices(
@@ -55,9 +64,9 @@ class Conv(LayerRule):
         """The patches, and the cotangents at the positions they belong to (without groups)."""
         if name == "bias" or module.groups > 1:
             return None
-        patches, s = _Window.of(module, a, s, whole=True).matrices(a, s)
+        patches = _Window.of(module, a, s, whole=True).inputs(a)
         # from [*kernel, C] to [C, *kernel], as the weight has them
-        return patches.unflatten(2, (-1, a.shape[2])).mT.flatten(2), s
+        return patches.unflatten(2, (-1, a.shape[2])).mT.flatten(2), _positions(s)
 
 
 @dataclass(frozen=True)
@@ -114,12 +123,10 @@ class _Window:
         # [N, *positions, C, *taps] -> [N, *positions, *taps, C]
         return a.movedim(1 + space, -1).flatten(1 + space, -2).flatten(1, space)
 
-    def matrices(self, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs ``[N, T, taps * C]`` and cotangents ``[N, T, O]`` as of a linear layer."""
-        patches = self.patches(a.flatten(0, 1)).unflatten(0, s.shape[:2])
-        last = s.movedim(2, -1)  # a view of what it is, where the channels lie last already
-        s = last.flatten(2, -2) if last.is_contiguous() else s.flatten(3).mT
-        return patches.flatten(3).flatten(1, 2), s.flatten(1, 2)
+    def inputs(self, a: Tensor) -> Tensor:
+        """Inputs ``[N, K, C, *space]`` as those of a linear layer, ``[N, T, taps * C]``."""
+        patches: Tensor = self.patches(a.flatten(0, 1)).unflatten(0, a.shape[:2])
+        return patches.flatten(3).flatten(1, 2)
 
     def whole(self, found: Tensor) -> Tensor:
         """Rows ``[N, O, C, taps]`` in the shape of the weight, zero where no input is seen."""
@@ -131,6 +138,13 @@ class _Window:
         places: Any = [slice(f, f + c) for f, c in zip(self.first, self.count, strict=True)]
         complete[(..., *places)] = found
         return complete
+
+
+def _positions(s: Tensor) -> Tensor:
+    """Cotangents ``[N, K, O, *space]`` as those of a linear layer, ``[N, T, O]``."""
+    last = s.movedim(2, -1)  # a view of what it is, where the channels lie last already
+    s = last.flatten(2, -2) if last.is_contiguous() else s.flatten(3).mT
+    return s.flatten(1, 2)
 
 
 Axis = tuple[int, int, tuple[int, int]]

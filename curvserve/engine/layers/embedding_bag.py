@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from curvserve.engine.layers import contractions
 from curvserve.engine.layers.base import LayerRule
 from curvserve.engine.layers.embedding import Embedding
-from curvserve.engine.layers.linear import Linear
+from curvserve.engine.layers.linear import Linear, positions
 
 __all__ = ["EmbeddingBag", "bag_weights"]
 
@@ -46,7 +47,7 @@ class EmbeddingBag(LayerRule):
 
     def square_sum(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
         """See the base class."""
-        return _LINEAR.square_sum(module, name, a, s).mT
+        return contractions.square_sum(positions(a), [positions(s)]).mT
 
 
 def bag_weights(

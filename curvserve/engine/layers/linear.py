@@ -1,13 +1,15 @@
 """``nn.Linear`` with any number of extra axes between the samples and the features."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor, einsum, nn
 
 from curvserve.engine.layers import contractions
 from curvserve.engine.layers.base import LayerRule
 
-__all__ = ["Linear"]
+__all__ = ["Linear", "positions"]
 
 
 class Linear(LayerRule):
@@ -17,25 +19,32 @@ class Linear(LayerRule):
 
     def rows(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
         """See the base class; ``a`` is ``[N, *, in]``, ``s`` is ``[N, *, out]``."""
-        a, s = _positions(a), _positions(s)
+        a, s = positions(a), positions(s)
         if name == "bias":
             return s.sum(1)
         return einsum("nto,nti->noi", s, a)
 
     def square_sum(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
+        """See the base class."""
+        return self.square_sums(module, name, a, [s])
+
+    def square_sums(
+        self, module: nn.Module, name: str, a: Tensor, columns: Sequence[Tensor]
+    ) -> Tensor:
         """By the way that the sizes ask for; see :mod:`.contractions`."""
-        a, s = _positions(a), _positions(s)
+        columns = [positions(s) for s in columns]
         if name == "bias":
-            return s.sum(1).square().sum(0)
-        return contractions.square_sum(a, s)
+            return torch.stack([s.sum(1).square().sum(0) for s in columns]).sum(0)
+        total = contractions.square_sum(positions(a), columns)
+        return total.reshape(module.get_parameter(name).shape)
 
     def matrices(
         self, module: nn.Module, name: str, a: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor] | None:
         """The input and the cotangent themselves, their extra axes folded into one."""
-        return None if name == "bias" else (_positions(a), _positions(s))
+        return None if name == "bias" else (positions(a), positions(s))
 
 
-def _positions(t: Tensor) -> Tensor:
+def positions(t: Tensor) -> Tensor:
     """Folds all extra axes into one: ``[N, T, features]``."""
     return t.unsqueeze(1) if t.dim() == 2 else t.flatten(1, -2)

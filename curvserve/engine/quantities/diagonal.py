@@ -8,13 +8,16 @@ descent, 2002; Dangel, Kunstner, Hennig, BackPACK, ICLR 2020.)
 """
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from curvserve.engine.losses.base import Draws, LossAt
 from curvserve.engine.quantities.base import ColumnQuantity, Exact, MonteCarlo
 from curvserve.engine.rows import Rows
+
+if TYPE_CHECKING:
+    from curvserve.engine.second_order import Pass
 
 __all__ = [
     "DiagGGNExact",
@@ -25,7 +28,25 @@ __all__ = [
 ]
 
 
-class DiagGGNExact(Exact):
+class _Squares(ColumnQuantity):
+    """A sum of squared rows over samples and columns, which go back together."""
+
+    def compute(self, at: "Pass") -> dict[Tensor, Any]:
+        """Adds the squared rows of a few columns at a time."""
+        states: dict[Tensor, Any] = {}
+        for first, *others in at.row_groups(self.columns(at.loss, at.draws)):
+            for parameter, rows in first.items():
+                part = rows.square_sum([other[parameter] for other in others])
+                known = parameter in states
+                states[parameter] = states[parameter] + part if known else part
+        return states
+
+    def reduce(self, rows: Rows) -> Tensor:
+        """The squared rows, summed over samples."""
+        return rows.square_sum()
+
+
+class DiagGGNExact(_Squares, Exact):
     """The diagonal of the generalised Gauss-Newton matrix, in ``p.diag_ggn_exact``.
 
     It has the scale of the loss (a mean over the batch for a mean loss) and the parameter's shape.
@@ -34,12 +55,8 @@ class DiagGGNExact(Exact):
 
     savefield = "diag_ggn_exact"
 
-    def reduce(self, rows: Rows) -> Tensor:
-        """The squared rows, summed over samples."""
-        return rows.square_sum()
 
-
-class DiagGGNMC(MonteCarlo):
+class DiagGGNMC(_Squares, MonteCarlo):
     """A Monte-Carlo estimate of that diagonal, unbiased, in ``p.diag_ggn_mc``.
 
     The factor of the loss Hessian is replaced by gradients of the loss at targets drawn from the
@@ -48,10 +65,6 @@ class DiagGGNMC(MonteCarlo):
     """
 
     savefield = "diag_ggn_mc"
-
-    def reduce(self, rows: Rows) -> Tensor:
-        """The squared rows, summed over samples."""
-        return rows.square_sum()
 
 
 class BatchDiagGGNExact(Exact):
@@ -79,7 +92,7 @@ class BatchDiagGGNMC(MonteCarlo):
         return rows.dense().square()
 
 
-class DiagEmpiricalFisher(ColumnQuantity):
+class DiagEmpiricalFisher(_Squares):
     """The diagonal of the empirical Fisher matrix, in ``p.diag_empirical_fisher``.
 
     ``1/norm sum_n g_n^2`` with ``g_n`` the gradient of the n-th sample's undivided loss and norm
@@ -94,7 +107,3 @@ class DiagEmpiricalFisher(ColumnQuantity):
         """The gradient of the loss, brought to the scale of a factor of a Hessian."""
         factor = loss.factor()
         return [loss.gradient() / factor.where(factor != 0, 1).sqrt()]
-
-    def reduce(self, rows: Rows) -> Tensor:
-        """The squared rows, summed over samples."""
-        return rows.square_sum()
