@@ -1,19 +1,24 @@
 """Time a gradient with curvature: this engine, BackPACK, and the plain gradient as the floor.
 
     make bench
-    python -m benchmarks [--rounds 30] [--threads 2] [--device cuda] [--batch 512]
+    python -m benchmarks [--rounds 20] [--threads 2] [--device cuda] [--batch 512] [--json FILE]
 
-All contestants run in this process, in turns, on the same model, batch and seed; a round is one
-pass of each. Before anything is timed, the numbers of both engines are held against each other.
+All contestants run in this process, in turns, the order reversed every other round, on the same
+net, batch and seed; a round is one pass of each. Before anything is timed, their numbers are held
+against each other in float64. `hooks` is this engine by `extend` and `backpack`, `evaluate` is it
+in one call, as a server computes; `channels_last` is BackPACK with net and images in that format.
 """
 
 import argparse
+import json
+import math
 import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 
 import backpack as peer
 import torch
@@ -21,98 +26,119 @@ from backpack import extensions as peer_extensions
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from curvserve.data import load_digits, normalise
-from curvserve.engine import backpack, extend, extensions
-from curvserve.models.mnist_cnn import network
+from benchmarks.nets import CASES, Case
+from curvserve.engine import backpack, channels_last, evaluate, extend, extensions
 
 SEED = 0
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3}
-TF32_TOLERANCE = 1e-2  # of float32 on a GPU, where cuDNN rounds what it multiplies to ten bits
-
-Pass = Callable[[], object]
-
-
-def mlp() -> nn.Sequential:
-    """Return 784-512-256-10 with ReLU."""
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(784, 512),
-        nn.ReLU(),
-        nn.Linear(512, 256),
-        nn.ReLU(),
-        nn.Linear(256, 10),
-    )
-
-
-MODELS = {"mnist_cnn": network, "mlp": mlp}
+TOLERANCE = 1e-10
 QUANTITIES = {
     "DiagGGNMC": "diag_ggn_mc",
     "DiagGGNExact": "diag_ggn_exact",
     "BatchGrad": "grad_batch",
 }
 
-
-def plain(model: nn.Module, x: Tensor, y: Tensor) -> Pass:
-    """Return forward and backward without an extension."""
-    loss = nn.CrossEntropyLoss()
-
-    def run() -> None:
-        model.zero_grad()
-        loss(model(x), y).backward()
-
-    return run
+Pass = Callable[[], object]
+Found = dict[str, Tensor]
 
 
-def hooked(model: nn.Module, x: Tensor, y: Tensor, name: str) -> Pass:
-    """Return this engine's pass by `backpack` and `backward`."""
-    extend(model)
-    loss = extend(nn.CrossEntropyLoss())
+class Contestant:
+    """One way to get the gradient and a quantity of a net and a batch."""
 
-    def run() -> None:
-        model.zero_grad()
-        with backpack(getattr(extensions, name)()):
-            loss(model(x), y).backward()
+    def __init__(self, net: nn.Module, x: Tensor, y: Tensor, name: str) -> None:
+        """Prepare whatever need not be done in each pass."""
+        self.net, self.x, self.y, self.name = net, x, y, name
+        self.loss: nn.Module = nn.CrossEntropyLoss()
 
-    return run
+    def run(self) -> None:
+        """Do one pass."""
+        self.net.zero_grad()
+        self.loss(self.net(self.x), self.y).backward()
 
-
-def backpacks(model: nn.Module, x: Tensor, y: Tensor, name: str) -> Pass:
-    """Return BackPACK's pass."""
-    peer.extend(model)
-    loss = peer.extend(nn.CrossEntropyLoss())
-
-    def run() -> None:
-        model.zero_grad()
-        with peer.backpack(getattr(peer_extensions, name)()):
-            loss(model(x), y).backward()
-
-    return run
+    def found(self) -> Found:
+        """Return the quantity of the last pass, by parameter."""
+        field = QUANTITIES[self.name]
+        return {name: getattr(p, field) for name, p in self.net.named_parameters()}
 
 
-def check(build: Callable[[], nn.Module], x: Tensor, y: Tensor, name: str) -> float:
+class Hooks(Contestant):
+    """This engine, by hooks."""
+
+    def __init__(self, net: nn.Module, x: Tensor, y: Tensor, name: str) -> None:
+        """Extend the net and the loss."""
+        super().__init__(extend(net), x, y, name)
+        self.loss = extend(nn.CrossEntropyLoss())
+
+    def run(self) -> None:
+        """Do one pass."""
+        with backpack(getattr(extensions, self.name)()):
+            super().run()
+
+
+class Evaluate(Contestant):
+    """This engine, in one call."""
+
+    def run(self) -> None:
+        """Do one pass."""
+        quantities = ["grad", QUANTITIES[self.name]]
+        self.result = evaluate(self.net, self.loss, self.x, self.y, quantities)
+
+    def found(self) -> Found:
+        """Return the quantity of the last pass, by parameter."""
+        return self.result.quantities[QUANTITIES[self.name]]
+
+
+class BackPACK(Contestant):
+    """The peer."""
+
+    def __init__(self, net: nn.Module, x: Tensor, y: Tensor, name: str) -> None:
+        """Extend the net and the loss."""
+        super().__init__(peer.extend(net), x, y, name)
+        self.loss = peer.extend(nn.CrossEntropyLoss())
+
+    def run(self) -> None:
+        """Do one pass."""
+        with peer.backpack(getattr(peer_extensions, self.name)()):
+            super().run()
+
+
+class ChannelsLast(BackPACK):
+    """The peer, with net and images in the format that a CPU convolves fastest."""
+
+    def __init__(self, net: nn.Module, x: Tensor, y: Tensor, name: str) -> None:
+        """Change the format first."""
+        super().__init__(net.to(memory_format=torch.channels_last), channels_last(x), y, name)
+
+
+CONTESTANTS: dict[str, type[Contestant]] = {
+    "gradient": Contestant,
+    "hooks": Hooks,
+    "evaluate": Evaluate,
+    "BackPACK": BackPACK,
+    "channels_last": ChannelsLast,
+}
+
+
+def check(case: Case, name: str, device: torch.device) -> float:
     """Return the largest relative difference from BackPACK; raise where it is not rounding."""
-    attribute = QUANTITIES[name]
-    worst = 0.0
-    for dtype, tolerance in TOLERANCE.items():
-        if dtype == torch.float32 and x.is_cuda:
-            tolerance = TF32_TOLERANCE
-        torch.manual_seed(SEED)
-        ours = build().to(x.device, dtype)
-        theirs = deepcopy(ours)
-        passes = [
-            hooked(ours, x.to(dtype), y, name),
-            backpacks(theirs, x.to(dtype), y, name),
-        ]
-        for run in passes:
+    x, y = case.data(device, min(case.batch, 8))
+    torch.manual_seed(SEED)
+    net = case.build().double().to(device)
+    found: dict[str, Found] = {}
+    for title, kind in CONTESTANTS.items():
+        if kind is not Contestant:
+            contestant = kind(deepcopy(net), x.double(), y, name)
             torch.manual_seed(SEED)
-            run()
-        for (label, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-            found, wanted = getattr(p, attribute), getattr(q, attribute)
-            difference = ((found - wanted).norm() / wanted.norm()).item()
-            if not difference <= tolerance:
-                raise SystemExit(f"{name} of {label} in {dtype}: off by {difference:.1e}")
-            if dtype == torch.float64:
-                worst = max(worst, difference)
+            torch.set_default_dtype(torch.float64)  # BackPACK averages in the default one
+            contestant.run()
+            torch.set_default_dtype(torch.float32)
+            found[title] = contestant.found()
+    worst = 0.0
+    for title, own in found.items():
+        for parameter, wanted in found["BackPACK"].items():
+            difference = ((own[parameter] - wanted).norm() / wanted.norm()).item()
+            if not difference <= TOLERANCE:
+                raise SystemExit(f"{title}: {name} of {parameter} is off by {difference:.1e}")
+            worst = max(worst, difference)
     return worst
 
 
@@ -147,12 +173,13 @@ def measure(
 
 
 def main() -> None:
-    """Print one table for all models and quantities."""
+    """Print one table for all nets and quantities."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, help="in place of each net's own")
+    parser.add_argument("--json", type=Path, help="a file for the medians")
     arguments = parser.parse_args()
     # BackPACK hooks modules whose input needs no gradient, and torch says so
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
@@ -161,26 +188,31 @@ def main() -> None:
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     print(
-        f"torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{where}, batch {arguments.batch}, float32, "
+        f"torch {torch.__version__}, Python {platform.python_version()}, {where}, float32, "
         f"median of {arguments.rounds} interleaved rounds, milliseconds\n"
     )
-    print("| model | quantity | gradient | ours | BackPACK | ours/BackPACK | off |")
-    print("|---|---|---|---|---|---|---|")
-    images, y = (tensor[: arguments.batch].to(device) for tensor in load_digits("train"))
-    x = normalise(images)
-    for title, build in MODELS.items():
-        for name in QUANTITIES:
-            difference = check(build, x, y, name)
-            passes = {
-                "gradient": plain(build().to(device), x, y),
-                "ours": hooked(build().to(device), x, y, name),
-                "peer": backpacks(build().to(device), x, y, name),
+    print(f"| net | quantity | {' | '.join(CONTESTANTS)} | evaluate/BackPACK | off |")
+    print("|---" * (len(CONTESTANTS) + 4) + "|")
+    rows = []
+    for case in CASES:
+        for name in QUANTITIES if case.all_quantities else ("DiagGGNMC",):
+            off = check(case, name, device)
+            x, y = case.data(device, arguments.batch)
+            passes: dict[str, Pass] = {
+                title: kind(case.build().to(device), x, y, name).run
+                for title, kind in CONTESTANTS.items()
             }
-            found = measure(passes, arguments.rounds, f"{title} {name}", device)
-            columns = " | ".join(f"{found[column]:.2f}" for column in passes)
-            ratio = found["ours"] / found["peer"]
-            print(f"| {title} | {name} | {columns} | {ratio:.2f} | {difference:.0e} |", flush=True)
+            found = measure(passes, arguments.rounds, f"{case.name} {name}", device)
+            ratio = found["evaluate"] / found["BackPACK"]
+            rows.append({"net": case.name, "quantity": name, "batch": len(x), **found})
+            columns = " | ".join(f"{value:.2f}" for value in found.values())
+            title = f"{case.name}, {len(x)}"
+            print(f"| {title} | {name} | {columns} | {ratio:.2f} | {off:.0e} |", flush=True)
+    ratios = [r["evaluate"] / r["BackPACK"] for r in rows if r["quantity"] == "DiagGGNMC"]
+    mean = math.prod(ratios) ** (1 / len(ratios))
+    print(f"\nDiagGGNMC, geometric mean of evaluate/BackPACK over the nets: {mean:.2f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"where": where, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
