@@ -18,6 +18,7 @@ from torch import Tensor
 from ..engine import Evaluation
 from ..engine import evaluate as engine_evaluate
 from ..engine.errors import EngineError, NonFiniteError
+from ..engine.memory_format import run
 from ..models.batch import check_values
 from .finite import check_finite
 from .replica import Replica
@@ -40,7 +41,7 @@ def evaluate(replica: Replica, state: SessionState, batch: Tensors) -> EvaluateR
     """
     with told_as_problems(), torch.no_grad():
         inputs, targets = _to_device(replica, batch)
-        outputs = replica.bind(state).eval()(inputs)
+        outputs = run(replica.bind(state).eval(), inputs)
         loss = replica.loss(outputs, targets)
         check_finite({"loss": loss})
         metrics = _metrics(replica, outputs, targets)
@@ -166,7 +167,7 @@ def loss_at(replica: Replica, state: SessionState, parameters: Tensors, batch: T
     inputs, targets = _to_device(replica, batch)
     network = replica.bind(replace(state, parameters=parameters)).train()
     with seeded(state.draw_seed(), replica.device):
-        return float(replica.loss(network(inputs), targets))
+        return float(replica.loss(run(network, inputs), targets))
 
 
 def named(group: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
