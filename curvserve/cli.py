@@ -147,6 +147,8 @@ def serve(
     """Serve models until interrupted."""
     # before torch is loaded: workers that wait must not take a core from a trainer beside them
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # but may look for more work a moment before they sleep: a step has hundreds of parallel regions
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     _add_working_folder()
     from .api_keys import KeyFileError, KeyRing
     from .failpoints import UnknownFailpoint, arm
