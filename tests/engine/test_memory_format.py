@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curvserve.engine import channels_last, evaluate
+from curvserve.engine import backpack, channels_last, evaluate, extend
+from curvserve.engine.extensions import DiagGGNExact
 
 
 class Seeing(nn.Module):
@@ -112,3 +113,22 @@ def test_a_model_that_takes_a_view_is_run_as_it_is_and_nothing_has_happened_twic
 def test_what_does_not_gain_is_left_alone(model: Seeing, x: Tensor) -> None:
     run(model, x)
     assert model.seen == [x.stride()]
+
+
+def test_the_curvature_of_a_model_that_takes_a_view() -> None:
+    model = Viewing(nn.Conv2d(2, 4, 3)).double()
+    x = torch.randn(5, 2, 6, 6).double()
+    first, second = run(model, x), run(model, x)
+    assert model.seen == [channels_last(x).stride(), x.stride(), x.stride()]
+    plain = Seeing(model.layers[0], nn.Flatten()).double()
+    y = torch.arange(5) % 3
+    loss = extend(nn.CrossEntropyLoss())
+    extend(plain)
+    with backpack(DiagGGNExact()):
+        loss(plain(x)[:, :3], y).backward()
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(first[f"diag_ggn_exact.{name}"], second[f"diag_ggn_exact.{name}"])
+        torch.testing.assert_close(
+            first[f"diag_ggn_exact.{name}"],
+            parameter.diag_ggn_exact,  # type: ignore[attr-defined]
+        )
