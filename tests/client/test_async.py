@@ -15,12 +15,12 @@ from curvserve_client import (
     Unreachable,
     connect_async,
 )
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
 
-from .servers import closed_port
+from tests.client.comparing import Batches, same
 
-Batches = list[tuple[Tensor, Tensor]]
+from .servers import closed_port
 
 
 @asynccontextmanager
@@ -39,11 +39,6 @@ def awaited(
             await work(remote)
 
     asyncio.run(main())
-
-
-def same(left: RemoteSession, right: RemoteSession) -> bool:
-    here, there = left.pull(), right.pull()
-    return all(torch.equal(here[name], there[name]) for name in here)
 
 
 def test_a_client_makes_lists_and_ends_sessions(server_url: str) -> None:

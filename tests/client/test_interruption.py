@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
-import torch
 from curvserve_client import (
     KeyReused,
     NothingPending,
@@ -19,7 +18,7 @@ from curvserve_client import (
 )
 from torch import Tensor
 
-Batches = list[tuple[Tensor, Tensor]]
+from tests.client.comparing import Batches, same
 
 
 @dataclass
@@ -70,11 +69,6 @@ def interrupted() -> None:
 def broken() -> None:
     """A break that lasts, as one that the caller may not repeat: no retry comes through."""
     raise httpx.InvalidURL("not an error that is tried again")
-
-
-def same(left: RemoteSession, right: RemoteSession) -> bool:
-    here, there = left.pull(), right.pull()
-    return all(torch.equal(here[name], there[name]) for name in here)
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import httpx
 import pytest
-import torch
 from curvserve_client import (
     NonFinite,
     PipelineBroken,
@@ -14,14 +13,8 @@ from curvserve_client import (
     StepResult,
     connect,
 )
-from torch import Tensor
 
-Batches = list[tuple[Tensor, Tensor]]
-
-
-def same(left: RemoteSession, right: RemoteSession) -> bool:
-    here, there = left.pull(), right.pull()
-    return all(torch.equal(here[name], there[name]) for name in here)
+from tests.client.comparing import Batches, same
 
 
 @pytest.mark.parametrize("window", [1, 2, 4])

@@ -12,16 +12,9 @@ from curvserve_client import (
     RemoteSession,
     connect,
 )
-from torch import Tensor
 
+from tests.client.comparing import Batches, same
 from tests.server.process import serving
-
-Batches = list[tuple[Tensor, Tensor]]
-
-
-def same(left: RemoteSession, right: RemoteSession) -> bool:
-    here, there = left.pull(), right.pull()
-    return all(torch.equal(here[name], there[name]) for name in here)
 
 
 def test_a_gradient_that_the_server_lost_is_computed_again(
