@@ -177,7 +177,12 @@ class InlineExecutor:
     def close(self, seconds: float) -> bool:
         """See `Executor`; a thread cannot be ended from outside."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-        return not wait(self._jobs, seconds).not_done
+        ended = not wait(self._jobs, seconds).not_done
+        if ended:
+            # not later, when the interpreter ends: what the engine keeps with the thread is freed
+            # by it behind its last line, and needs the interpreter
+            self._thread.shutdown(wait=True)
+        return ended
 
     async def _run(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         request, asked = phases.current.get(Phases()), perf_counter()
