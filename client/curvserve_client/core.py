@@ -115,9 +115,10 @@ class SessionCore:
 
     def pull(self) -> Exchange[dict[str, Tensor]]:
         """See `RemoteSession.pull`."""
-        tensors, version = yield protocol.get_parameters(self.name)
+        found: tuple[dict[str, Tensor], int] = yield protocol.get_parameters(self.name)
+        tensors, version = found
         self._saw(version)
-        return tensors  # type: ignore[no-any-return]
+        return tensors
 
     def push(
         self, tensors: Mapping[str, Tensor], version: int | Literal["*"] | None
@@ -213,7 +214,7 @@ class SessionCore:
                 scales,
                 groups,
                 pending=None,
-                batches=self.batches or None,
+                batches=self._own_batches(),
                 version=self.version,  # what is pending belongs to one version, shared or not
                 key=self._key(),
             )
@@ -256,19 +257,25 @@ class SessionCore:
 
     def create_checkpoint(self, name: str, rule_state: bool) -> Exchange[CheckpointSpec]:
         """See `RemoteSession.checkpoint`."""
-        return (yield protocol.create_checkpoint(self.name, name, rule_state))  # type: ignore[no-any-return]
+        made: CheckpointSpec = yield protocol.create_checkpoint(self.name, name, rule_state)
+        return made
 
     def checkpoints(self) -> Exchange[list[CheckpointSpec]]:
         """See `RemoteSession.checkpoints`."""
-        return (yield protocol.list_checkpoints(self.name))  # type: ignore[no-any-return]
+        found: list[CheckpointSpec] = yield protocol.list_checkpoints(self.name)
+        return found
 
     def read_checkpoint(self, name: str) -> Exchange[tuple[dict[str, Tensor], dict[str, str]]]:
         """See `RemoteSession.read_checkpoint`."""
-        return (yield protocol.get_checkpoint(self.name, name))  # type: ignore[no-any-return]
+        found: tuple[dict[str, Tensor], dict[str, str]] = yield protocol.get_checkpoint(
+            self.name, name
+        )
+        return found
 
     def history(self, after: int) -> Exchange[list[Mapping[str, Any]]]:
         """See `RemoteSession.history`."""
-        return (yield protocol.history(self.name, after))  # type: ignore[no-any-return]
+        found: list[Mapping[str, Any]] = yield protocol.history(self.name, after)
+        return found
 
     def settle(self) -> Exchange[Any]:
         """See `RemoteSession.settle`."""
@@ -286,6 +293,13 @@ class SessionCore:
                 continue
             self._saw(result if isinstance(result, int) else result.version)
         return result
+
+    def _own_batches(self) -> list[str]:
+        """Return what this client has pending; another's is never stepped with."""
+        if not self.batches:
+            message = f"this client has no batch pending at version {self.version}"
+            raise NothingPending(message)
+        return self.batches
 
     def _change(self, build: Callable[[], Request[T]]) -> Exchange[T]:
         request = build()

@@ -28,7 +28,8 @@ def run(exchange: Exchange[T], send: Callable[[Request[Any]], Any]) -> T:
             else:
                 request = exchange.send(result)
     except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+        value: T = end.value
+        return value
 
 
 async def run_async(exchange: Exchange[T], send: Callable[[Request[Any]], Awaitable[Any]]) -> T:
@@ -43,4 +44,5 @@ async def run_async(exchange: Exchange[T], send: Callable[[Request[Any]], Awaita
             else:
                 request = exchange.send(result)
     except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+        value: T = end.value
+        return value

@@ -90,7 +90,7 @@ class RemoteParameter(torch.nn.Parameter):
         """Pickle the handle as what its session calls it."""
         return _handle, (self.session, self.remote_name, self.requires_grad)
 
-    def __repr__(self) -> str:  # type: ignore[override]
+    def __repr__(self) -> str:  # type: ignore[override]  # torch's takes the contents to print
         """Say which parameter of which session it is."""
         return (
             f"RemoteParameter({self.remote_name!r}, shape={self.spec.shape}, "

@@ -1,10 +1,13 @@
 """A session as a module, for trainers that want one."""
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor, nn
 
-from .handles import Home, RemoteParameter
+from .handles import RemoteParameter
+
+if TYPE_CHECKING:
+    from .session import RemoteSession
 
 
 class RemoteModule(nn.Module):
@@ -15,7 +18,7 @@ class RemoteModule(nn.Module):
         >>> loss = model(inputs, targets)
     """
 
-    def __init__(self, session: Home) -> None:
+    def __init__(self, session: "RemoteSession") -> None:
         """Register the session's handles, under the names that the parameters have there.
 
         Args:
@@ -42,8 +45,7 @@ class RemoteModule(nn.Module):
                 "this is a copy of a remote module, and there is one set of weights on the server: "
                 "averages and other copies need session.mirror(net) with a module of your own"
             )
-        loss: Tensor = self.session.loss(inputs, targets)  # type: ignore[assignment]
-        return loss
+        return self.session.loss(inputs, targets)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """Return a copy that has the same handles and no loss."""

@@ -370,7 +370,8 @@ class RemoteSession:
         Returns:
             The change's result; None where there is no such change, or it was refused.
         """
-        return self.run(self.core.settle())  # type: ignore[no-any-return]
+        found: StepResult | ForwardBackwardResult | int | None = self.run(self.core.settle())
+        return found
 
     def close(self) -> None:
         """Close the connection, if this session was made by `connect`; the server keeps it."""

@@ -114,6 +114,12 @@ class Tape:
             scales: see `scales`.
             groups: groups of parameters with options of their own.
         """
+        seen = self.passes[-1].result.version
+        if seen != self.core.version:
+            raise RuntimeError(
+                f"the loss was computed at version {seen} and the session is at version "
+                f"{self.core.version}: somebody else has changed it, so compute the loss again"
+            )
         try:
             result = yield from self.core.optim_step(options, scales, groups)
         except NothingPending:  # lost with the server, or replaced by another client's

@@ -25,7 +25,7 @@ def load_mnist(folder: str | Path, split: Literal["train", "test"]) -> tuple[Ten
         FileNotFoundError: the folder does not hold the set; the message says what is expected.
     """
     # slow to import, and only needed here
-    from torchvision.datasets import MNIST  # type: ignore[import-untyped]
+    from torchvision.datasets import MNIST  # type: ignore[import-untyped]  # it has none
 
     try:
         dataset = MNIST(str(folder), train=split == "train", download=False)

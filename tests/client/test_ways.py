@@ -87,3 +87,22 @@ def test_a_loss_without_its_backward_is_told_of(session: RemoteSession, batches:
     session.loss(*batches[1])
     with pytest.raises(RuntimeError, match="another loss was computed"):
         loss.backward()
+
+
+def test_a_gradient_of_an_earlier_version_is_not_stepped_with(
+    server_url: str, session: RemoteSession, twin: RemoteSession, batches: Batches
+) -> None:
+    optimizer = RemoteDiagGGNOptimizer(session.parameters())
+    session.loss(*batches[0]).backward()
+    with connect(server_url, session=session.name) as other:
+        other.step(*batches[1])
+        other.forward_backward(*batches[2])
+        session.info()
+        with pytest.raises(RuntimeError, match="at version 0 and the session is at version 1"):
+            optimizer.step()
+        with pytest.raises(NothingPending, match="this client has no batch pending at version 1"):
+            session.optim_step()
+        assert other.optim_step().version == 2
+    for batch in batches[1:3]:
+        twin.step(*batch)
+    assert same(session, twin)
