@@ -22,6 +22,7 @@ from .errors import (
     Unreachable,
 )
 from .messages import Answer, Request
+from .progress import Progress
 from .retries import Attempt
 from .sockets import BUFFERS
 
@@ -73,10 +74,9 @@ class Link:
         self._authorization = _authorization(api_key, http)
         self._buffers = BufferPool()
 
-    def call(
-        self, request: Request[Any], deadline: Deadline, *, awaiting: bool = False
-    ) -> dict[str, Any]:
+    def call(self, attempts: "Attempts", *, awaiting: bool = False) -> dict[str, Any]:
         """Return a request as the arguments of `httpx.Client.stream`, or of the awaiting one."""
+        request, deadline = attempts.request, attempts.deadline
         chunks = _AwaitedChunks if awaiting else _Chunks
         headers = {**request.headers, "Accept-Encoding": "identity", **self._authorization}
         if request.parts:
@@ -86,14 +86,12 @@ class Link:
             "url": self._base + request.path,
             "params": request.query or None,
             "headers": headers,
-            "content": chunks(request, deadline) if request.parts else None,
+            "content": chunks(attempts) if request.parts else None,
             "extensions": {"timeout": deadline.timeouts, BUFFERS: _Place(self._buffers).take},
             "follow_redirects": False,
         }
 
-    def receiver(
-        self, response: httpx.Response, request: Request[Any], deadline: Deadline
-    ) -> "Receiver":
+    def receiver(self, response: httpx.Response, attempts: "Attempts") -> "Receiver":
         """Return what takes the body of an answer that has begun.
 
         Raises:
@@ -101,30 +99,34 @@ class Link:
         """
         headers = {name.lower(): value for name, value in response.headers.items()}
         if (encoding := headers.get("content-encoding", "identity")) != "identity":
-            raise ProtocolError(f"{request.purpose}: the answer is encoded as {encoding}")
-        deadline.check("the rest of the answer")
+            raise ProtocolError(f"{attempts.request.purpose}: the answer is encoded as {encoding}")
+        attempts.deadline.check("the rest of the answer")
         place: _Place = response.request.extensions[BUFFERS].__self__
         view = place.claimed()
         in_place = view is not None
         size = headers.get("content-length", "")
+        attempts.progress.at("receiving", int(size) if size.isdigit() else 0)
         if not in_place and size.isdigit():
             place.take(headers.get("content-type", ""), int(size))
             view = place.claimed()
-        return Receiver(response.status_code, headers, view, deadline, in_place=in_place)
+        return Receiver(response.status_code, headers, view, attempts, in_place=in_place)
 
 
 class Attempts:
     """One call: its deadline, and how often it was tried.
 
     Attributes:
+        request: what is sent.
         deadline: of all attempts together.
+        progress: what is told of them where someone watches.
     """
 
     def __init__(self, link: Link, request: Request[Any]) -> None:
         """Start the clock."""
         self.deadline = Deadline(link.timeout, request.purpose, link.address)
+        self.request = request
+        self.progress = Progress(f"{request.purpose} from {link.address}")
         self._link = link
-        self._request = request
         self._number = 0
         self._last: CurvserveError | None = None
 
@@ -132,7 +134,8 @@ class Attempts:
     def told(self) -> Iterator[None]:
         """Turn what httpx raises into this package's errors; note whether the server is there."""
         self.deadline.check("a connection")
-        about = f"{self._request.purpose} from {self._link.address}"
+        self.progress.at("waiting for the answer")
+        about = f"{self.request.purpose} from {self._link.address}"
         try:
             yield
         except httpx.TimeoutException as error:
@@ -156,7 +159,7 @@ class Attempts:
         if isinstance(error, DeadlinePassed) and self._last is not None:
             error = self._last  # which says more than that time has passed since
         left = self.deadline.left
-        request = self._request
+        request = self.request
         attempt = Attempt(
             self._number, request.repeatable, self._link.acquainted, left, request.not_yet
         )
@@ -167,7 +170,9 @@ class Attempts:
             raise error
         self._last = error
         if self._number == 1 and type(error) is not request.not_yet:
+            self.progress.hide()
             log.warning("%s; trying again for %.0f s at most", error, left)
+        self.progress.at(f"trying again ({type(error).__name__})")
         return pause
 
 
@@ -198,7 +203,7 @@ class Receiver:
         status: int,
         headers: Mapping[str, str],
         view: memoryview | None,
-        deadline: Deadline,
+        attempts: Attempts,
         *,
         in_place: bool,
     ) -> None:
@@ -208,12 +213,12 @@ class Receiver:
             status: the answer's status.
             headers: the answer's headers, names in lower case.
             view: where the body goes; None to gather it.
-            deadline: looked at after each chunk.
+            attempts: whose deadline is looked at, and whose progress is noted, after each chunk.
             in_place: whether the chunks are pieces of the view already.
         """
         self._status = status
         self._headers = headers
-        self._deadline = deadline
+        self._deadline, self._progress = attempts.deadline, attempts.progress
         self._view = view
         self._in_place = in_place
         tensors = headers.get("content-type", "").startswith(wire.MEDIA_TYPE)
@@ -240,7 +245,7 @@ class Receiver:
                 raise ProtocolError(f"the answer is longer than the {size} bytes it announced")
             if not self._in_place:
                 self._view[self._position : end] = chunk
-        self._position = end
+        self._position = self._progress.done = end
         self._deadline.check("the rest of the answer")
 
     def answer(self) -> Answer:
@@ -260,24 +265,29 @@ class Receiver:
 class _Chunks:
     """A body's parts in chunks, with a look at the clock between them; may be sent again."""
 
-    def __init__(self, request: Request[Any], deadline: Deadline) -> None:
-        self._request = request
-        self._deadline = deadline
+    def __init__(self, attempts: Attempts) -> None:
+        self._attempts = attempts
 
     def __iter__(self) -> Iterator[bytes]:
-        for part in self._request.parts:
+        request, deadline = self._attempts.request, self._attempts.deadline
+        progress = self._attempts.progress
+        progress.at("sending", wire.length(request.parts))
+        for part in request.parts:
             for start in range(0, part.nbytes, _CHUNK):
-                self._deadline.check("the request to be taken")
-                yield cast(bytes, part[start : start + _CHUNK])  # httpx only measures and joins
-        self._deadline.check("the answer")
-        self._request.sent()
+                deadline.check("the request to be taken")
+                chunk = part[start : start + _CHUNK]
+                yield cast(bytes, chunk)  # httpx only measures and joins
+                progress.done += len(chunk)
+        deadline.check("the answer")
+        progress.at("waiting for the answer")
+        request.sent()
 
 
 class _AwaitedChunks:
     """The same for an event loop; httpx tells the two kinds apart by what they can do."""
 
-    def __init__(self, request: Request[Any], deadline: Deadline) -> None:
-        self._chunks = _Chunks(request, deadline)
+    def __init__(self, attempts: Attempts) -> None:
+        self._chunks = _Chunks(attempts)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in self._chunks:

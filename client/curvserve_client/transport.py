@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import httpx
 
-from .deadline import Deadline
 from .errors import CurvserveError
 from .link import LIMITS, Attempts, Link
 from .messages import Answer, Request
@@ -61,21 +60,22 @@ class Transport:
             ProtocolError: the answer is not what the contract says.
         """
         attempts = Attempts(self.link, request)
-        while True:
-            try:
-                with attempts.told():
-                    return request.read(self._exchange(request, attempts.deadline))
-            except CurvserveError as error:
-                time.sleep(attempts.pause(error))
+        with attempts.progress:
+            while True:
+                try:
+                    with attempts.told():
+                        return request.read(self._exchange(attempts))
+                except CurvserveError as error:
+                    time.sleep(attempts.pause(error))
 
     def close(self) -> None:
         """Close the connections, unless the client was given by the caller."""
         if self._owned:
             self._http.close()
 
-    def _exchange(self, request: Request[T], deadline: Deadline) -> Answer:
-        with self._http.stream(**self.link.call(request, deadline)) as response:
-            receiver = self.link.receiver(response, request, deadline)
+    def _exchange(self, attempts: Attempts) -> Answer:
+        with self._http.stream(**self.link.call(attempts)) as response:
+            receiver = self.link.receiver(response, attempts)
             for chunk in response.iter_raw():
                 receiver.take(chunk)
             return receiver.answer()
@@ -99,22 +99,23 @@ class AsyncTransport:
     async def send(self, request: Request[T]) -> T:
         """Send a request and return what its answer holds; see `Transport.send`."""
         attempts = Attempts(self.link, request)
-        while True:
-            try:
-                with attempts.told():
-                    return request.read(await self._exchange(request, attempts.deadline))
-            except CurvserveError as error:
-                await asyncio.sleep(attempts.pause(error))
+        with attempts.progress:
+            while True:
+                try:
+                    with attempts.told():
+                        return request.read(await self._exchange(attempts))
+                except CurvserveError as error:
+                    await asyncio.sleep(attempts.pause(error))
 
     async def close(self) -> None:
         """Close the connections, unless the client was given by the caller."""
         if self._owned:
             await self._http.aclose()
 
-    async def _exchange(self, request: Request[T], deadline: Deadline) -> Answer:
-        call = self.link.call(request, deadline, awaiting=True)
+    async def _exchange(self, attempts: Attempts) -> Answer:
+        call = self.link.call(attempts, awaiting=True)
         async with self._http.stream(**call) as response:
-            receiver = self.link.receiver(response, request, deadline)
+            receiver = self.link.receiver(response, attempts)
             async for chunk in response.aiter_raw():
                 receiver.take(chunk)
             return receiver.answer()
