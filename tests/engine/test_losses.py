@@ -25,6 +25,7 @@ from curvserve.engine import backpack, evaluate, extend
 from curvserve.engine.errors import UnsupportedLossError
 from curvserve.engine.extensions import BatchGrad, DiagGGNExact, DiagGGNMC, DiagHessian
 from curvserve.engine.losses import RULES, Convex, Likelihood
+from curvserve.engine.losses.cross_entropy import CrossEntropy
 from tests.engine import reference
 from tests.engine.test_quantities import collected, largest_error, run
 from tests.engine.zoo import Case
@@ -375,3 +376,26 @@ def test_the_registry_lists_what_is_tested() -> None:
     tested = {type(LOSSES[name]("mean")[0]) for name in LOSSES}
     elsewhere = {nn.CrossEntropyLoss, nn.NLLLoss, nn.GaussianNLLLoss}
     assert set(RULES) <= tested | elsewhere
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        torch.randn(4, 5),
+        torch.randn(3, 7, 2, 2),
+        torch.zeros(2, 1),
+        torch.tensor([[200.0, 0.0, -300.0], [0.0, -500.0, -500.0], [-500.0, 0.0, 0.0]]),
+    ],
+    ids=["plain", "with positions", "one class", "saturated"],
+)
+def test_the_factor_with_fewest_columns(outputs: Tensor, dtype: torch.dtype) -> None:
+    classes, rule = outputs.shape[1], CrossEntropy()
+    loss = nn.CrossEntropyLoss(torch.linspace(0.5, 2, classes).to(dtype), label_smoothing=0.1)
+    targets = torch.zeros(len(outputs), *outputs.shape[2:], dtype=torch.long)
+    thin, exact = (
+        factor(loss, outputs.to(dtype), targets).movedim(2, -1).movedim(0, -1)
+        for factor in (rule.thin, rule.exact)
+    )
+    assert thin.shape[-1] == max(1, classes - 1) < exact.shape[-1] + (classes == 1)
+    torch.testing.assert_close(thin @ thin.mT, exact @ exact.mT)

@@ -68,6 +68,13 @@ class LossRule(ABC):
             share an entry of the first axis; :class:`LossAt` takes them apart.
         """
 
+    def thin(self, module: nn.Module, outputs: Tensor, targets: Any) -> Tensor:
+        """A square root of every term's Hessian with as few columns as its rank allows.
+
+        For whatever depends on ``S S^T`` alone. The default is :meth:`exact`.
+        """
+        return self.exact(module, outputs, targets)
+
     def sampled(
         self, module: nn.Module, outputs: Tensor, targets: Any, count: int, draws: Draws
     ) -> Tensor:
@@ -147,8 +154,11 @@ class LossAt:
     layout: Layout
     samples: int
 
-    def exact_columns(self) -> Tensor:
+    def exact_columns(self, *, thin: bool = False) -> Tensor:
         """A factor S of the loss Hessian with ``sum_v S_v S_v^T = H`` on each sample's block.
+
+        Args:
+            thin: Whether any factor will do, so that it may be the one with the fewest columns.
 
         Returns:
             ``[V, *outputs.shape]``; V counts the columns of one sample, over all its terms.
@@ -156,7 +166,8 @@ class LossAt:
         Raises:
             UnsupportedLossError: A second derivative is negative or not finite.
         """
-        columns = self._scaled(self.rule.exact(self.module, self.outputs, self.targets))
+        factor = self.rule.thin if thin else self.rule.exact
+        columns = self._scaled(factor(self.module, self.outputs, self.targets))
         masks = self._term_masks()
         if len(masks) == 1:
             return columns

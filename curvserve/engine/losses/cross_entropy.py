@@ -50,6 +50,25 @@ class CrossEntropy(LossRule):
         columns = columns.movedim(-1, 0).movedim(-1, 2)
         return columns * _coefficients(module, outputs, targets).sqrt()
 
+    def thin(self, module: Any, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The Cholesky factor, of C - 1 columns, in closed form.
+
+        With ``q_v = sum_(i > v) p_i``: ``sqrt(p_v q_v / q_(v-1))`` on the diagonal, and below it
+        ``-p_i / q_v`` times that. (Tanabe, Sagae, An exact Cholesky decomposition and the
+        generalized inverse of the variance-covariance matrix of the multinomial distribution,
+        Journal of the Royal Statistical Society B, 1992.)
+        """
+        if outputs.shape[1] == 1:
+            return self.exact(module, outputs, targets)
+        probabilities = outputs.softmax(1).movedim(1, -1)
+        sums = probabilities.flip(-1).cumsum(-1).flip(-1)
+        divisors = sums.where(sums > 0, 1)  # of nothing but zeros: any will do
+        diagonal = (probabilities[..., :-1] * (sums[..., 1:] / divisors[..., :-1])).sqrt()
+        below = (probabilities.unsqueeze(-1) / divisors[..., 1:].unsqueeze(-2)).tril(-1)
+        unit = torch.eye(*below.shape[-2:], dtype=below.dtype, device=below.device)
+        columns = ((unit - below) * diagonal.unsqueeze(-2)).movedim(-1, 0).movedim(-1, 2)
+        return columns * _coefficients(module, outputs, targets).sqrt()
+
     def sampled(
         self, module: Any, outputs: Tensor, targets: Tensor, count: int, draws: Draws
     ) -> Tensor:

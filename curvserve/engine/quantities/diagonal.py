@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from curvserve.engine.losses.base import Draws, LossAt
-from curvserve.engine.quantities.base import ColumnQuantity, Exact, MonteCarlo
+from curvserve.engine.quantities.base import ColumnQuantity, MonteCarlo
 from curvserve.engine.rows import Rows
 
 if TYPE_CHECKING:
@@ -46,11 +46,19 @@ class _Squares(ColumnQuantity):
         return rows.square_sum()
 
 
-class DiagGGNExact(_Squares, Exact):
+class _Thin(ColumnQuantity):
+    """Made of any exact factor of the loss Hessian: of the one with the fewest columns."""
+
+    def columns(self, loss: LossAt, draws: Draws) -> Iterable[Tensor]:
+        """See the base class."""
+        return loss.exact_columns(thin=True)
+
+
+class DiagGGNExact(_Squares, _Thin):
     """The diagonal of the generalised Gauss-Newton matrix, in ``p.diag_ggn_exact``.
 
     It has the scale of the loss (a mean over the batch for a mean loss) and the parameter's shape.
-    One backward pass for each output unit of a sample.
+    One backward pass for each output unit of a sample, for a cross entropy one less.
     """
 
     savefield = "diag_ggn_exact"
@@ -67,7 +75,7 @@ class DiagGGNMC(_Squares, MonteCarlo):
     savefield = "diag_ggn_mc"
 
 
-class BatchDiagGGNExact(Exact):
+class BatchDiagGGNExact(_Thin):
     """Each sample's share of ``DiagGGNExact``, in ``p.diag_ggn_exact_batch``, ``[N, *p.shape]``.
 
     The sum over the samples is ``DiagGGNExact``.

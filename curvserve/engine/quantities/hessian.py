@@ -84,7 +84,7 @@ class BatchDiagHessian(DiagHessian):
 def _signed_columns(loss: LossAt) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Columns S with signs e, ``H_n = sum_v e_vn S_vn S_vn^T``; None where all are positive."""
     if loss.rule.is_hessian:
-        for column in loss.exact_columns():
+        for column in loss.exact_columns(thin=True):
             yield column, None
         return
     places = torch.arange(loss.outputs.numel()).reshape(loss.outputs.shape)
