@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = [
     "Request",
@@ -22,9 +22,11 @@ __all__ = [
     "current",
     "disable",
     "enter",
+    "holds",
     "own_passes",
     "recording",
     "restore",
+    "tracing",
 ]
 
 _KEY = "curvserve.engine"
@@ -55,11 +57,13 @@ class State:
         request: That of the innermost open block.
         recording: Whether forward passes are recorded.
         computing: Whether the engine itself sends something back through the graph.
+        tracing: Whether a program is traced, see :mod:`.compiled`.
     """
 
     request: Request | None = None
     recording: bool = True
     computing: bool = False
+    tracing: bool = False
 
 
 def _state() -> State:
@@ -114,6 +118,22 @@ def computing() -> bool:
 def recording() -> bool:
     """Whether forward passes of extended modules are recorded in this thread."""
     return _state().recording
+
+
+def holds(condition: Tensor) -> bool:
+    """Whether a condition on values holds.
+
+    While a program is traced there are none to look at, and it is taken to hold: the program's own
+    results show whether it did.
+    """
+    return _state().tracing or bool(condition)
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """A block in which a program is traced."""
+    with _changed(replace(_state(), tracing=True)):
+        yield
 
 
 @contextmanager

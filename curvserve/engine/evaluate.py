@@ -1,6 +1,6 @@
 """Loss, gradient and curvature of one batch in one call, without hooks left behind."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
@@ -27,9 +27,12 @@ from curvserve.engine.recording import attached, is_attached
 from curvserve.engine.rows import Rows
 from curvserve.engine.second_order import Pass
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["DrawsOf", "Evaluation", "evaluate", "evaluate_with", "resolve"]
 
 GRADIENT = "grad"
+
+DrawsOf = Callable[[int, int], Draws]
+"""From the number of lines of a whole batch and the first line of a part: the part's draws."""
 
 
 @dataclass(frozen=True)
@@ -86,22 +89,39 @@ def evaluate(
         UnsupportedLossError: The loss has no curvature rule.
         EngineError: The model, the loss or the batch admits no such quantity.
     """
-    asked = _resolve(quantities, mc_samples)
+    asked = resolve(quantities, mc_samples)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be a positive number of samples, got {chunk}")
     for quantity in asked.values():
         if chunk is not None and isinstance(quantity, Subsampled) and quantity.subsampling:
             raise ValueError(f"{quantity!r}: subsampling and chunk cannot be combined")
+
+    def draws(total: int, offset: int) -> Draws:
+        return GlobalDraws() if seed is None else SeededDraws(seed, total, offset)
+
+    return evaluate_with(model, loss, inputs, targets, asked, draws, chunk)
+
+
+def evaluate_with(
+    model: nn.Module,
+    loss: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    asked: Mapping[str, Quantity | None],
+    draws: DrawsOf,
+    chunk: int | None = None,
+) -> Evaluation:
+    """:func:`evaluate`, of quantities by name and with any source of random numbers."""
     rule = losses.find(loss)
     if rule is None:
         raise UnsupportedLossError(losses.refusal(loss))
     with context.own_passes(), nullcontext() if is_attached(model) else attached(model):
-        parts = list(_parts(model, loss, rule, inputs, targets, asked, seed, chunk))
+        parts = list(_parts(model, loss, rule, inputs, targets, asked, draws, chunk))
     return _merge(parts, asked)
 
 
-def _resolve(quantities: Sequence[str | Quantity], mc_samples: int) -> dict[str, Quantity | None]:
-    """The quantities by name; None stands for the gradient."""
+def resolve(quantities: Sequence[str | Quantity], mc_samples: int) -> dict[str, Quantity | None]:
+    """Quantities by name; None stands for the gradient."""
     asked: dict[str, Quantity | None] = {}
     for quantity in quantities:
         name = quantity if isinstance(quantity, str) else quantity.savefield
@@ -128,7 +148,7 @@ def _parts(
     inputs: Tensor,
     targets: Tensor,
     asked: Mapping[str, Quantity | None],
-    seed: int | None,
+    draws: DrawsOf,
     chunk: int | None,
 ) -> Iterator[Evaluation]:
     """Evaluates the batch part by part, each with its share of the whole batch's loss."""
@@ -139,7 +159,7 @@ def _parts(
         batch = _Batch(
             model, loss, rule, inputs[start : start + size], own, targets, len(inputs), start
         )
-        yield _evaluate(batch, asked, seed)
+        yield _evaluate(batch, asked, draws)
 
 
 @dataclass(frozen=True)
@@ -171,13 +191,13 @@ class _Batch:
         return part / self.rule.norm(self.loss, all_outputs, self.whole)
 
 
-def _evaluate(batch: _Batch, asked: Mapping[str, Quantity | None], seed: int | None) -> Evaluation:
+def _evaluate(batch: _Batch, asked: Mapping[str, Quantity | None], draws: DrawsOf) -> Evaluation:
     named = {name: p for name, p in batch.model.named_parameters() if p.requires_grad}
     with torch.enable_grad():
         outputs = memory_format.run(batch.model, batch.inputs)
         share = batch.share(outputs)
         value = batch.loss(outputs, batch.targets) * share
-    found, first = _extensions(batch, outputs, share, asked, list(named.values()), seed)
+    found, first = _extensions(batch, outputs, share, asked, list(named.values()), draws)
     gradients = torch.autograd.grad(value, list(named.values()), allow_unused=True)
     if first is not None:
         first.unfinished()
@@ -198,7 +218,7 @@ def _extensions(
     share: float | Tensor,
     asked: Mapping[str, Quantity | None],
     parameters: Sequence[Tensor],
-    seed: int | None,
+    draws: DrawsOf,
 ) -> tuple[dict[str, dict[Tensor, Any]], FirstOrder | None]:
     """The states of all extensions; those made of the gradient are filled in as it is computed."""
     found: dict[str, dict[Tensor, Any]] = {}
@@ -216,7 +236,7 @@ def _extensions(
     absent = _absent(graph, way, parameters)
     first: list[GradientQuantity] = []
     with torch.no_grad():
-        at = Pass(graph, way, edge, loss, _draws(batch, outputs, seed), absent)
+        at = Pass(graph, way, edge, loss, _draws(batch, outputs, draws), absent)
         for quantity in extensions:
             states = quantity.compute(at)
             if states is None:
@@ -246,11 +266,9 @@ def _absent(graph: Graph, way: Plan, parameters: Sequence[Tensor]) -> list[Tenso
     return [p for p in parameters if p not in accounted]
 
 
-def _draws(batch: _Batch, outputs: Tensor, seed: int | None) -> Draws:
-    if seed is None:
-        return GlobalDraws()
+def _draws(batch: _Batch, outputs: Tensor, draws: DrawsOf) -> Draws:
     lines = len(outputs) // len(batch.inputs)
-    return SeededDraws(seed, batch.total * lines, batch.start * lines)
+    return draws(batch.total * lines, batch.start * lines)
 
 
 def _merge(parts: Sequence[Evaluation], asked: Mapping[str, Quantity | None]) -> Evaluation:

@@ -118,8 +118,8 @@ class Replay:
             return  # modified in place since: nothing left to compare with
         for index, result in results.items():
             recorded = self.outputs[index].samples_first(call.outputs[index], self.samples)
-            limit = difference(recorded) * float(recorded.abs().max())
-            if not float((result - recorded).abs().max()) <= limit:
+            limit = difference(recorded) * recorded.abs().max()
+            if not context.holds((result - recorded).abs().max() <= limit):
                 raise ReplayError(
                     f"{type(call.module).__name__} gave another output when replayed sample by "
                     "sample than in its forward pass: it draws random numbers (dropout in "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from curvserve.engine import context
 from curvserve.engine.double_backward import derivative, slopes
 from curvserve.engine.errors import NonFiniteError, UnsupportedLossError
 from curvserve.engine.samples import Layout
@@ -118,7 +119,7 @@ def check(rule: LossRule, module: nn.Module, outputs: Tensor, targets: Any) -> N
             "'mean' or 'sum'"
         )
     rule.check(module, outputs, targets)
-    if not bool(torch.isfinite(outputs).all()):
+    if not context.holds(torch.isfinite(outputs).all()):
         raise NonFiniteError(
             "the model's output holds NaN or infinity: no curvature can be computed there, and "
             "nothing was stored"
@@ -222,7 +223,7 @@ class LossAt:
         return torch.as_tensor(self.scale, dtype=outputs.dtype, device=outputs.device) / norm
 
     def _scaled(self, columns: Tensor) -> Tensor:
-        if not bool(torch.isfinite(columns).all()):
+        if not context.holds(torch.isfinite(columns).all()):
             raise UnsupportedLossError(
                 f"{type(self.module).__name__} has a second derivative that is negative or not "
                 "finite (a negative weight or target?): it has no square root"

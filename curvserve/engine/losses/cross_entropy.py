@@ -4,7 +4,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from curvserve.engine.errors import UnsupportedLossError
 from curvserve.engine.losses.base import Draws, LossRule
@@ -74,8 +73,10 @@ class CrossEntropy(LossRule):
     ) -> Tensor:
         """``sqrt(c) (p - e_y)`` with y drawn from p."""
         probabilities = outputs.softmax(1).movedim(1, -1)
-        drawn = F.one_hot(draws.classes(probabilities, count), probabilities.shape[-1])
-        columns = (probabilities - drawn.to(outputs.dtype)).movedim(-1, 2)
+        drawn = draws.classes(probabilities, count).unsqueeze(-1)
+        all_draws = probabilities.expand(count, *probabilities.shape)
+        taken = outputs.new_full((), -1).expand_as(drawn)
+        columns = all_draws.scatter_add(-1, drawn, taken).movedim(-1, 2)
         return columns * _coefficients(module, outputs, targets).sqrt()
 
 

@@ -7,7 +7,6 @@ one product serves every parameter.
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from curvserve.engine.draws import SeededDraws, random_signs
@@ -58,8 +57,7 @@ class HutchinsonDiagonal(Quantity):
         """See the base class."""
         parameters = [*at.parameters(), *at.absent]
         # Of a seed the same for every part of a batch, so that the parts add up.
-        seed = at.draws.seed if isinstance(at.draws, SeededDraws) else None
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        generator = at.draws.generator() if isinstance(at.draws, SeededDraws) else None
         signs = [random_signs(parameters, generator) for _ in range(self.mc_samples)]
 
         def estimates(this: Pass) -> dict[Tensor, Tensor]:

@@ -1,0 +1,239 @@
+"""Evaluations of batches of the same shape as one flat program of tensor operations.
+
+Of a small net's pass, hooks, the reading of the graph and autograd's own bookkeeping are a third.
+All of it depends on shapes alone. So it is done once, while torch writes down the operations that
+it sets off, and later batches go through these operations only: the same ones on the same values,
+hence with the same bits.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+
+from curvserve.engine import context
+from curvserve.engine.draws import GivenDraws, Numbers, SeededDraws
+from curvserve.engine.evaluate import Evaluation, evaluate_with, resolve
+from curvserve.engine.losses import Draws
+from curvserve.engine.quantities import Quantity
+
+__all__ = ["Evaluator"]
+
+_EAGER_CALLS = 8
+"""Of a shape, before a program is made: that takes about as long as a hundred small passes."""
+
+_SHAPES_KEPT = 16
+_MOST_OPERATIONS = 20_000
+
+Asked = Mapping[str, Quantity | None]
+
+
+class Evaluator:
+    """:func:`curvserve.engine.evaluate` for one model and loss, again and again.
+
+    The first calls with a batch of one shape are eager. Then a program is made on one batch, and
+    held against the eager pass on the next, bit by bit. From then on it runs alone: a third faster
+    for small nets, the same for large ones. Where that fails, and wherever Python has to look at
+    values, calls stay eager, and :meth:`refusals` says why.
+
+    The model may get other values (``parameter.data = ...``), mode and ``requires_grad`` between
+    calls, not other layers or options. For one thread at a time.
+
+    Example:
+        >>> evaluator = Evaluator(model, nn.CrossEntropyLoss())
+        >>> found = evaluator(inputs, targets, ["grad", "diag_ggn_mc"], seed=0)
+    """
+
+    def __init__(self, model: nn.Module, loss: nn.Module, eager_calls: int = _EAGER_CALLS) -> None:
+        """Prepares; nothing is computed.
+
+        Args:
+            model: The model.
+            loss: A loss module with a curvature rule.
+            eager_calls: How many calls with a shape come before its program; one at least, which
+                shows what is drawn.
+
+        Raises:
+            ValueError: ``eager_calls`` is less than one.
+        """
+        if eager_calls < 1:
+            raise ValueError(f"eager_calls must be 1 or more, got {eager_calls}")
+        self._model, self._loss, self._eager_calls = model, loss, eager_calls
+        self._programs: dict[Hashable, _Program] = {}
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        quantities: Sequence[str | Quantity],
+        *,
+        seed: int,
+        mc_samples: int = 1,
+    ) -> Evaluation:
+        """Computes the loss of a batch together with quantities of its parameters.
+
+        Arguments, result and errors are those of :func:`curvserve.engine.evaluate`.
+        """
+        asked = resolve(quantities, mc_samples)
+        program = self._program(inputs, targets, asked)
+        program.calls += 1
+        if program.refusal or program.calls <= self._eager_calls:
+            return program.eager(inputs, targets, seed)
+        if program.operations is None:
+            return program.made(inputs, targets, seed)
+        if not program.verified:
+            return program.compared(inputs, targets, seed)
+        found = program.run(inputs, targets, seed)
+        if not bool(torch.isfinite(found.outputs).all()):
+            return program.eager(inputs, targets, seed)  # which says what is wrong
+        return found
+
+    def compiled(self) -> int:
+        """How many shapes have a program."""
+        return sum(program.verified for program in self._programs.values())
+
+    def refusals(self) -> list[str]:
+        """Why shapes that might have had a program have none, each reason once."""
+        return list(dict.fromkeys(p.refusal for p in self._programs.values() if p.refusal))
+
+    def _program(self, inputs: Tensor, targets: Tensor, asked: Asked) -> "_Program":
+        key = (
+            _layout(inputs),
+            _layout(targets),
+            tuple((name, repr(quantity)) for name, quantity in asked.items()),
+            tuple(module.training for module in self._model.modules()),
+            tuple((*_layout(p), p.requires_grad) for p in self._model.parameters()),
+            torch.is_autocast_enabled(inputs.device.type),
+        )
+        if key not in self._programs:
+            if len(self._programs) >= _SHAPES_KEPT:
+                del self._programs[next(iter(self._programs))]
+            self._programs[key] = _Program(self._model, self._loss, asked)
+        return self._programs[key]
+
+
+@dataclass
+class _Program:
+    """What is known of the evaluations of one shape.
+
+    Attributes:
+        asked: The quantities.
+        calls: How many there were.
+        drawn: The random numbers that each takes.
+        lines: The number of lines of the output that have draws of their own.
+        operations: The program, once it is made.
+        spec: What its results are.
+        verified: Whether it was held against an eager pass.
+        refusal: Why there will be none.
+    """
+
+    model: nn.Module
+    loss: nn.Module
+    asked: Asked
+    calls: int = 0
+    drawn: list[Numbers] = field(default_factory=list)
+    lines: int = 0
+    operations: Callable[..., list[Tensor]] | None = None
+    spec: TreeSpec | None = None
+    verified: bool = False
+    refusal: str | None = None
+
+    def eager(self, inputs: Tensor, targets: Tensor, seed: int) -> Evaluation:
+        """Evaluates, and notes what is drawn."""
+        draws: SeededDraws | None = None
+
+        def seeded(total: int, offset: int) -> Draws:
+            nonlocal draws
+            draws = SeededDraws(seed, total, offset)
+            return draws
+
+        found = evaluate_with(self.model, self.loss, inputs, targets, self.asked, seeded)
+        if draws is not None:
+            self.drawn, self.lines = draws.taken, draws.total
+        return found
+
+    def run(self, inputs: Tensor, targets: Tensor, seed: int) -> Evaluation:
+        """Evaluates by the program."""
+        assert self.operations is not None and self.spec is not None
+        with torch.no_grad():
+            leaves = self.operations(inputs, targets, *self._numbers(seed))
+        return Evaluation(*tree_unflatten(leaves, self.spec))
+
+    def made(self, inputs: Tensor, targets: Tensor, seed: int) -> Evaluation:
+        """Evaluates eagerly, then makes the program; whatever that changes is put back."""
+        with self._undone():
+            try:
+                self._make(inputs, targets, seed)
+            except Exception as error:  # anything can come of running a model symbolically
+                self.refusal = _reason(error)
+        return self.eager(inputs, targets, seed)
+
+    def compared(self, inputs: Tensor, targets: Tensor, seed: int) -> Evaluation:
+        """Evaluates eagerly, and by the program to see whether that gives the same bits."""
+        with self._undone():
+            own = [*_leaves(self.run(inputs, targets, seed)), *_copies(self.model)]
+        found = self.eager(inputs, targets, seed)
+        pairs = zip(own, [*_leaves(found), *self.model.buffers()], strict=True)
+        self.verified = all(torch.allclose(a, b, 0, 0, equal_nan=True) for a, b in pairs)
+        if not self.verified:
+            self.refusal = "the program gave other numbers than the eager pass"
+            self.operations = None
+        return found
+
+    def _make(self, inputs: Tensor, targets: Tensor, seed: int) -> None:
+        def flat(x: Tensor, y: Tensor, *given: Tensor) -> list[Tensor]:
+            found = evaluate_with(
+                self.model, self.loss, x, y, self.asked, lambda total, _: GivenDraws(total, given)
+            )
+            leaves, self.spec = tree_flatten((found.loss, found.outputs, found.quantities))
+            if any(not isinstance(leaf, Tensor) for leaf in leaves):
+                raise TypeError("a result is not a tensor")
+            return leaves
+
+        with context.tracing():
+            made = make_fx(flat)(inputs, targets, *self._numbers(seed))
+        if (count := len(made.graph.nodes)) > _MOST_OPERATIONS:
+            raise ValueError(f"{count} operations are more than {_MOST_OPERATIONS}")
+        for node in made.graph.nodes:
+            if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+                raise ValueError(f"the values decide what shape {node.target} returns")
+        self.operations = made
+
+    def _numbers(self, seed: int) -> list[Tensor]:
+        draws = SeededDraws(seed, self.lines)
+        return [draws.numbers(*numbers) for numbers in self.drawn]
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """A block that leaves the buffers and the global generators as they were."""
+        before = _copies(self.model)
+        cuda = {p.device for p in self.model.parameters() if p.device.type == "cuda"}
+        with torch.random.fork_rng(list(cuda)):
+            yield
+        with torch.no_grad():
+            for buffer, value in zip(self.model.buffers(), before, strict=True):
+                buffer.copy_(value)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).partition("\n")[0]
+    if "_local_scalar_dense" in text:
+        return "Python looks at a value, in the model, the loss or a quantity"
+    return f"{type(error).__name__}: {text}"
+
+
+def _layout(tensor: Tensor) -> tuple[Hashable, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _leaves(found: Evaluation) -> list[Any]:
+    return tree_leaves((found.loss, found.outputs, found.quantities))
+
+
+def _copies(model: nn.Module) -> list[Tensor]:
+    return [buffer.detach().clone() for buffer in model.buffers()]
