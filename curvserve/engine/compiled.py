@@ -95,11 +95,14 @@ class Evaluator:
 
     def compiled(self) -> int:
         """How many shapes have a program."""
-        return sum(program.verified for program in self._programs.values())
+        return sum(program.verified for program in self._known())
 
     def refusals(self) -> list[str]:
         """Why shapes that might have had a program have none, each reason once."""
-        return list(dict.fromkeys(p.refusal for p in self._programs.values() if p.refusal))
+        return list(dict.fromkeys(p.refusal for p in self._known() if p.refusal))
+
+    def _known(self) -> list["_Program"]:
+        return list(self._programs.values())  # another thread may ask while one begins
 
     def _program(self, inputs: Tensor, targets: Tensor, asked: Asked) -> "_Program":
         key = (

@@ -35,6 +35,10 @@ class Executor(Protocol):
     `curvserve.sessions.jobs` and `curvserve.sessions.steps`.
     """
 
+    def describe(self, model: str) -> str:
+        """Tell how batches of a model are computed."""
+        ...
+
     async def initial_tensors(self, model: str, seed: int) -> tuple[Tensors, Tensors]:
         """Return the parameters and the buffers that a session of a model starts from."""
         ...
@@ -114,6 +118,11 @@ class InlineExecutor:
         self._replicas: dict[str, Replica] = {}
         self._jobs: set[Future[Any]] = set()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="curvserve-compute")
+
+    def describe(self, model: str) -> str:
+        """See `Executor`."""
+        replica = self._replicas.get(model)
+        return "not used so far" if replica is None else replica.describe()
 
     async def initial_tensors(self, model: str, seed: int) -> tuple[Tensors, Tensors]:
         """See `Executor`."""

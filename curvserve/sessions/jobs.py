@@ -16,7 +16,6 @@ from curvserve_client.types import CurvatureResult, EvaluateResult
 from torch import Tensor
 
 from ..engine import Evaluation
-from ..engine import evaluate as engine_evaluate
 from ..engine.errors import EngineError, NonFiniteError
 from ..engine.memory_format import run
 from ..models.batch import check_values
@@ -143,19 +142,11 @@ def differentiate(
         ProblemError: as `curvature`.
     """
     inputs, targets = _to_device(replica, batch)
-    network = replica.bind(state).train()
+    replica.bind(state).train()
     # the global generators are seeded for what the network itself draws, dropout for one
     seed = state.draw_seed(part)
     with seeded(seed, replica.device), torch.enable_grad():
-        found = engine_evaluate(
-            network,
-            replica.loss,
-            inputs,
-            targets,
-            quantities,
-            seed=seed,
-            mc_samples=mc_samples,
-        )
+        found = replica.evaluator(inputs, targets, quantities, seed=seed, mc_samples=mc_samples)
     check_finite({"loss": found.loss})
     for quantity in quantities:
         check_finite(named(quantity, found.quantities[quantity]))

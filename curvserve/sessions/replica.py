@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..engine import Evaluator
 from ..models import Model
 from .seeding import OwnGenerator
 from .state import SessionState, Tensors
@@ -19,17 +20,20 @@ class Replica:
         network: built once; its parameters are those of the state bound last.
         loss: the loss module.
         device: where they are.
+        evaluator: the engine for these two.
     """
 
     model: Model
     network: nn.Module
     loss: nn.Module
     device: torch.device
+    evaluator: Evaluator
 
     @classmethod
     def of(cls, model: Model, device: torch.device) -> "Replica":
         """Build a model on a device."""
-        return cls(model, model.build().to(device), model.loss().to(device), device)
+        network, loss = model.build().to(device), model.loss().to(device)
+        return cls(model, network, loss, device, Evaluator(network, loss))
 
     def bind(self, state: SessionState) -> nn.Module:
         """Put a state's tensors into the network and return it.
@@ -43,6 +47,12 @@ class Replica:
         for name, buffer in self.network.named_buffers():
             buffer.data = state.buffers[name].clone()
         return self.network
+
+    def describe(self) -> str:
+        """Tell how batches are computed."""
+        programs, refusals = self.evaluator.compiled(), self.evaluator.refusals()
+        parts = [f"programs: {programs}"] if programs else []
+        return "; ".join([*parts, *(f"eager: {reason}" for reason in refusals)]) or "eager so far"
 
     def buffers(self) -> Tensors:
         """Return the buffers as the last pass left them; the next `bind` takes others."""

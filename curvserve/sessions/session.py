@@ -144,6 +144,7 @@ class Session:
             parameters={name: ParameterSpec.of(p) for name, p in state.parameters.items()},
             created=self.record.created,
             problems=self.problems,
+            execution=self._executor.describe(state.model),
         )
 
     def history(self, after: int = -1) -> list[dict[str, Any]]:

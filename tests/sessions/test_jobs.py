@@ -9,7 +9,9 @@ from curvserve_client.rules import KFAC, RULES, SGD, Adam, DiagGGN, Rule, make_r
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from curvserve.models import Model
 from curvserve.sessions import jobs, steps
+from curvserve.sessions.replica import Replica
 from tests.sessions.small import (
     DROPPED,
     NORMALISED,
@@ -166,6 +168,20 @@ def test_a_step_moves_buffers_and_reading_does_not() -> None:
     again, _ = steps.step(replica, after, batch(), state.rule)
     counts = [int(each.buffers["1.num_batches_tracked"]) for each in (state, after, again)]
     assert counts == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("model", "rule"),
+    [(PLAIN, DiagGGN()), (NORMALISED, SGD()), (DROPPED, DiagGGN()), (PLAIN, KFAC())],
+)
+def test_a_compiled_step_has_the_bits_of_an_eager_one(model: Model, rule: Rule) -> None:
+    replica, state = begin(model, rule)
+    assert replica.describe() == "eager so far"
+    for _ in range(12):
+        eager, _ = steps.step(Replica.of(model, replica.device), state, batch(), rule)
+        state, _ = steps.step(replica, state, batch(), rule)
+        assert same(state, copies(eager))
+    assert replica.describe() == "programs: 1"
 
 
 def test_evaluation_is_in_evaluation_mode() -> None:

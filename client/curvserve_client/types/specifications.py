@@ -153,6 +153,7 @@ class SessionInfo:
         parameters: parameter name -> specification, in the module's order.
         created: when, as ISO 8601 in UTC.
         problems: what was found damaged or different when the server last started; none, mostly.
+        execution: how batches of its model are computed: eagerly, or compiled for some shapes.
     """
 
     name: str
@@ -168,6 +169,7 @@ class SessionInfo:
     parameters: Mapping[str, ParameterSpec]
     created: str
     problems: tuple[str, ...] = ()
+    execution: str = ""
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
@@ -186,6 +188,7 @@ class SessionInfo:
             parameters=_parameters(document),
             created=text(document, "created"),
             problems=texts(document, "problems"),
+            execution=text(document, "execution"),
         )
 
     def to_dict(self) -> dict[str, Any]:
