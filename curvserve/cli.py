@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from . import __version__
+from .memory import keep_freed
 
 app = typer.Typer(
     help="Serve loss, gradients and curvature of PyTorch models over HTTP.",
@@ -149,6 +150,7 @@ def serve(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # but may look for more work a moment before they sleep: a step has hundreds of parallel regions
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    keep_freed()
     _add_working_folder()
     from .api_keys import KeyFileError, KeyRing
     from .failpoints import UnknownFailpoint, arm
