@@ -205,6 +205,10 @@ class _Program:
         for node in made.graph.nodes:
             if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
                 raise ValueError(f"the values decide what shape {node.target} returns")
+            if node.target is torch.ops.aten.alias.default:
+                node.replace_all_uses_with(node.args[0])
+        made.graph.eliminate_dead_code()  # the checks that `context.holds` took to hold, mostly
+        made.recompile()
         self.operations = made
 
     def _numbers(self, seed: int) -> list[Tensor]:
