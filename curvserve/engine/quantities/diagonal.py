@@ -25,21 +25,31 @@ __all__ = [
     "BatchDiagGGNExact",
     "BatchDiagGGNMC",
     "DiagEmpiricalFisher",
+    "square_sums",
 ]
 
 
+def square_sums(at: "Pass", columns: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+    """The squared rows of each parameter, summed over samples and columns.
+
+    Args:
+        at: The pass.
+        columns: Cotangents of the model's output, as many of which go back together as fit.
+    """
+    sums: dict[Tensor, Tensor] = {}
+    for first, *others in at.row_groups(columns):
+        for parameter, rows in first.items():
+            part = rows.square_sum([other[parameter] for other in others])
+            sums[parameter] = sums[parameter] + part if parameter in sums else part
+    return sums
+
+
 class _Squares(ColumnQuantity):
-    """A sum of squared rows over samples and columns, which go back together."""
+    """A sum of squared rows over samples and columns."""
 
     def compute(self, at: "Pass") -> dict[Tensor, Any]:
-        """Adds the squared rows of a few columns at a time."""
-        states: dict[Tensor, Any] = {}
-        for first, *others in at.row_groups(self.columns(at.loss, at.draws)):
-            for parameter, rows in first.items():
-                part = rows.square_sum([other[parameter] for other in others])
-                known = parameter in states
-                states[parameter] = states[parameter] + part if known else part
-        return states
+        """See the base class."""
+        return square_sums(at, self.columns(at.loss, at.draws))
 
     def reduce(self, rows: Rows) -> Tensor:
         """The squared rows, summed over samples."""

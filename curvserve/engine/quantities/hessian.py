@@ -23,6 +23,7 @@ from curvserve.engine.losses.base import LossAt
 from curvserve.engine.parts import arranged
 from curvserve.engine.plan import Account
 from curvserve.engine.quantities.base import Quantity
+from curvserve.engine.quantities.diagonal import square_sums
 from curvserve.engine.second_order import Pass
 
 __all__ = ["BatchDiagHessian", "DiagHessian"]
@@ -43,16 +44,11 @@ class DiagHessian(Quantity):
         return twice_differentiable(at, self._compute)
 
     def _compute(self, at: Pass) -> dict[Tensor, Tensor]:
-        states: dict[Tensor, Tensor] = {}
-        for column, signs in _signed_columns(at.loss):
-            for rows in at.rows([column]):
-                for parameter, own in rows.items():
-                    squares = own.dense().square()
-                    if signs is not None:
-                        squares *= signs.reshape(-1, *[1] * (squares.dim() - 1))
-                    part = self._reduce(squares)
-                    known = states.get(parameter)
-                    states[parameter] = part if known is None else known.add_(part)
+        positive, negative = _signed_columns(at.loss)
+        states = self._squares(at, positive)
+        if len(negative):
+            for parameter, part in self._squares(at, negative).items():
+                states[parameter] = states[parameter] - part
         residual = _Residual(at, 1 if self.per_sample is None else at.plan.samples)
         for parameter, part in residual.of_layers():
             states[parameter] += self._reduce(part)
@@ -60,8 +56,11 @@ class DiagHessian(Quantity):
             states[other] += self._of_parameter(residual, other)
         return states
 
-    def _reduce(self, squares: Tensor) -> Tensor:
-        return squares.sum(0)
+    def _squares(self, at: Pass, columns: Tensor) -> dict[Tensor, Tensor]:
+        return square_sums(at, columns)
+
+    def _reduce(self, terms: Tensor) -> Tensor:
+        return terms.sum(0)
 
     def _of_parameter(self, residual: "_Residual", parameter: Tensor) -> Tensor:
         return residual.diagonal(parameter, residual.gradient)
@@ -73,27 +72,37 @@ class BatchDiagHessian(DiagHessian):
     savefield = "diag_h_batch"
     per_sample: ClassVar[int | None] = 0
 
-    def _reduce(self, squares: Tensor) -> Tensor:
-        return squares
+    def _squares(self, at: Pass, columns: Tensor) -> dict[Tensor, Tensor]:
+        states: dict[Tensor, Tensor] = {}
+        for rows in at.rows(columns):
+            for parameter, own in rows.items():
+                part = own.dense().square()
+                states[parameter] = states[parameter].add_(part) if parameter in states else part
+        return states
+
+    def _reduce(self, terms: Tensor) -> Tensor:
+        return terms
 
     def _of_parameter(self, residual: "_Residual", parameter: Tensor) -> Tensor:
         shares = residual.shares_of_gradient()
         return torch.stack([residual.diagonal(parameter, share) for share in shares])
 
 
-def _signed_columns(loss: LossAt) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Columns S with signs e, ``H_n = sum_v e_vn S_vn S_vn^T``; None where all are positive."""
+def _signed_columns(loss: LossAt) -> tuple[Tensor, Tensor]:
+    """Columns S and T, ``H_n = sum_v S_vn S_vn^T - sum_v T_vn T_vn^T``; no T, mostly."""
     if loss.rule.is_hessian:
-        for column in loss.exact_columns(thin=True):
-            yield column, None
-        return
+        columns = loss.exact_columns(thin=True)
+        return columns, columns[:0]
     places = torch.arange(loss.outputs.numel()).reshape(loss.outputs.shape)
     order = loss.layout.samples_first(places, loss.samples).reshape(loss.samples, -1)
     values, vectors = torch.linalg.eigh(loss.hessian(order.to(loss.outputs.device)))
-    for v in range(values.shape[1]):
-        column = torch.zeros_like(loss.outputs).flatten()
-        column[order] = values[:, v : v + 1].abs().sqrt() * vectors[:, :, v]
-        yield column.reshape(loss.outputs.shape), values[:, v].sign()
+    signed = []
+    for sign in (1, -1):
+        roots = (sign * values).clamp(min=0).sqrt().unsqueeze(1) * vectors
+        columns = torch.zeros_like(loss.outputs).flatten().repeat(values.shape[1], 1)
+        columns[:, order] = roots.movedim(2, 0)
+        signed.append(columns.unflatten(1, loss.outputs.shape))
+    return signed[0], signed[1]
 
 
 class _Residual:
