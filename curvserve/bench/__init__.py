@@ -9,12 +9,13 @@ from .case import QUANTITIES, Case, Task, case_of
 from .checks import Checked, WrongNumbers, check, default_dtype, distance
 from .contestants import CONTESTANTS, Contestant
 from .report import about, aligned, number, say, table
-from .rows import Row, compare
-from .tables import lines, missing, run, to_json
+from .rows import Row, compare, timed
+from .tables import INSTALL, lines, missing, run, to_json
 from .timing import Timed, measure
 
 __all__ = [
     "CONTESTANTS",
+    "INSTALL",
     "QUANTITIES",
     "Case",
     "Checked",
@@ -37,5 +38,6 @@ __all__ = [
     "run",
     "say",
     "table",
+    "timed",
     "to_json",
 ]

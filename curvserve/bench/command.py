@@ -11,9 +11,7 @@ from ..models import resolve
 from .case import QUANTITIES, case_of
 from .checks import WrongNumbers
 from .report import about, say
-from .tables import lines, missing, run, to_json
-
-INSTALL = "pip install 'curvserve[bench]'"
+from .tables import INSTALL, lines, missing, run, to_json
 
 
 class BenchFailed(Exception):

@@ -1,6 +1,7 @@
 """Tables for people, and what the machine is."""
 
 import math
+import os
 import platform
 from collections.abc import Iterable, Sequence
 
@@ -19,13 +20,14 @@ def say(line: str = "") -> None:
 
 
 def about(device: torch.device) -> dict[str, str]:
-    """Return what a figure depends on."""
+    """Return what a figure depends on; the load is that of the last minute, others' included."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": where,
         "dtype": "float32",
+        "load": f"{os.getloadavg()[0]:.1f} of {os.cpu_count()} cores",
     }
 
 

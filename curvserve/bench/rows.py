@@ -90,7 +90,20 @@ def compare(
         WrongNumbers: one computes something else.
     """
     checked = check(case, quantity, kinds, device)
-    passes = {name: kinds[name](case.task(quantity, device)) for name in checked.off}
-    times = measure(passes, rounds, f"{case.name} {quantity}", device, seconds)
+    able = {name: kinds[name] for name in checked.off}
+    times = timed(case, quantity, able, device, rounds, seconds)
     threads = torch.get_num_threads()
     return Row(case.name, case.batch, quantity, threads, times, checked.off, checked.refused)
+
+
+def timed(
+    case: Case,
+    quantity: str,
+    kinds: Mapping[str, type[Contestant]],
+    device: torch.device,
+    rounds: int,
+    seconds: float = float("inf"),
+) -> dict[str, Timed]:
+    """Return the times of contestants that were checked before; see `compare`."""
+    passes = {name: kind(case.task(quantity, device)) for name, kind in kinds.items()}
+    return measure(passes, rounds, f"{case.name}, {case.batch} {quantity}", device, seconds)

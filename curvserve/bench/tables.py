@@ -46,7 +46,7 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the text of the tables, one for each number of threads."""
     for threads in dict.fromkeys(row.threads for row in rows):
         own = [row for row in rows if row.threads == threads]
-        yield from (f"{threads} {'thread' if threads == 1 else 'threads'}:", "", *table(own), "")
+        yield from (f"CPU threads: {threads}", "", *table(own), "")
         for quantity in dict.fromkeys(row.quantity for row in own):
             mean = mean_ratio(row for row in own if row.quantity == quantity)
             if mean is not None:
@@ -64,6 +64,9 @@ def _told(row: Row) -> dict[str, str]:
 def to_json(rows: Iterable[Row], device: torch.device) -> dict[str, Any]:
     """Return the machine and the rows as plain values."""
     return {"about": about(device), "rows": [row.to_json() for row in rows]}
+
+
+INSTALL = "pip install 'curvserve[bench]'"
 
 
 def missing() -> list[str]:

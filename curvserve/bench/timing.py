@@ -53,6 +53,7 @@ def measure(
     title: str = "",
     device: torch.device | None = None,
     seconds: float = float("inf"),
+    pause: float = 0.0,
 ) -> dict[str, Timed]:
     """Return each one's times; a round runs every one once.
 
@@ -62,6 +63,7 @@ def measure(
         title: of the progress bar.
         device: where they compute; the clock is read when it has done all.
         seconds: no round begins after these, once there are `LEAST`.
+        pause: seconds before each pass, for threads of the one before that still spin for work.
     """
     times: dict[str, list[float]] = {name: [] for name in passes}
     began = time.perf_counter()
@@ -69,6 +71,7 @@ def measure(
         if number >= LEAST and time.perf_counter() - began > seconds:
             break
         for name in list(passes)[:: 1 if number % 2 else -1]:
+            time.sleep(pause)
             spent = _milliseconds(passes[name], device)
             if number >= 0:
                 times[name].append(spent)

@@ -13,7 +13,10 @@ from .base import OnParameters
 # hooks on modules whose input needs no gradient, of which torch warns
 warnings.filterwarnings("ignore", message="Full backward hook is firing")
 
-PLAIN = (nn.Linear, nn.Conv2d, nn.Flatten, nn.ReLU, nn.Sigmoid, nn.Tanh, nn.MaxPool2d, nn.AvgPool2d)
+PLAIN = (
+    *(nn.Linear, nn.Conv2d, nn.Flatten, nn.ReLU, nn.Sigmoid, nn.Tanh),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+)
 
 
 class BackPACK(OnParameters):

@@ -4,12 +4,16 @@ Its diagonals are stochastic estimates from products with a matrix (Hutchinson, 
 numbers than the Monte-Carlo diagonal of the Gauss-Newton matrix, so they do not take part.
 """
 
+import warnings
 from typing import Any
 
 from torch import nn
 
 from ..case import SEED, Task
 from .base import Found, OnParameters, Value
+
+# of what it stands on, when it is imported
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
 
 
 class Curvlinops(OnParameters):
