@@ -2,7 +2,7 @@
 
     make bench                                                 # all of it, into build/bench
     python -m benchmarks [PART ...] [--rounds 20] [--seconds 20] [--threads 1 2] [--device cuda]
-                         [--net NAME ...] [--batch 512] [--out FOLDER]
+                         [--net NAME ...] [--quantity NAME ...] [--batch 512] [--out FOLDER]
 
 Parts: passes (gradient and a quantity, every contestant on every net), steps (a whole step, in
 process and over HTTP), memory (peak of a pass), growth (time over size), training (time while a net
@@ -21,7 +21,7 @@ import torch
 from benchmarks import growth, memory, passes, steps, training
 from benchmarks.nets import CASES
 from benchmarks.options import Options, Part
-from curvserve.bench import INSTALL, WrongNumbers, about, missing, say
+from curvserve.bench import INSTALL, QUANTITIES, WrongNumbers, about, missing, say
 
 PARTS: dict[str, Part] = {
     "passes": passes.part,
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--net", nargs="+", choices={case.name for case in CASES}, default=[])
+    parser.add_argument("--quantity", nargs="+", choices=QUANTITIES, default=[])
     parser.add_argument("--batch", type=int, help="in place of each net's own")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     given = parser.parse_args(arguments)
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tuple(given.threads),
         given.device,
         tuple(given.net),
+        tuple(given.quantity),
         given.batch,
     )
     say(", ".join(f"{key} {value}" for key, value in about(options.device).items()))

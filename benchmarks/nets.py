@@ -68,15 +68,24 @@ def all_cnn_c() -> nn.Module:
     )  # fmt: skip
 
 
-def resnet18_cifar() -> nn.Module:
-    """Return torchvision's ResNet-18 with the usual stem for 32x32 images, its norms fixed.
+def resnet18_as_it_is() -> nn.Module:
+    """Return torchvision's ResNet-18, its norms fixed."""
+    return _fixed(resnet18(num_classes=10))
 
-    Their statistics are those of one batch: with none the outputs of a fresh net are so large that
-    every class drawn is the likeliest one.
-    """
+
+def resnet18_cifar() -> nn.Module:
+    """Return it with the usual stem for 32x32 images: no stride, no pooling."""
     net = resnet18(num_classes=10)
     net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     net.maxpool = nn.Identity()
+    return _fixed(net)
+
+
+def _fixed(net: nn.Module) -> nn.Module:
+    """Return a net in evaluation mode, the statistics of its norms those of one batch.
+
+    Without, the outputs of a fresh net are so large that each class drawn is the likeliest one.
+    """
     for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.momentum = 1.0
     with torch.no_grad():
@@ -111,7 +120,8 @@ CASES = (
     Case("mnist_cnn", network, digits, 512),
     Case("3c3d", net_3c3d, cifar, 128, (*SOME, "KFAC")),
     Case("all_cnn_c", all_cnn_c, partial(noise, (3, 32, 32), 100), 16, SOME),
-    Case("resnet18", resnet18_cifar, cifar, 64),
+    Case("resnet18", resnet18_as_it_is, cifar, 64),
+    Case("resnet18_cifar", resnet18_cifar, cifar, 64),
     Case("mlp", mlp, digits, 64, ALL),
     Case("mlp", mlp, digits, 512),
     Case("transformer", Encoder, digits, 64, (*SOME, "DiagGGNExact")),

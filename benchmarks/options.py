@@ -17,6 +17,7 @@ class Options:
         threads: of the CPU; a table for each.
         device: where.
         nets: names; none for all.
+        quantities: names; none for those of each net.
         batch: in place of each net's own.
     """
 
@@ -25,6 +26,7 @@ class Options:
     threads: tuple[int, ...] = (1, 2)
     device: torch.device = torch.device("cpu")
     nets: tuple[str, ...] = ()
+    quantities: tuple[str, ...] = ()
     batch: int | None = None
 
 

@@ -10,6 +10,8 @@ from curvserve.bench import Case, lines, run, to_json
 def cases(options: Options) -> list[Case]:
     """Return the nets that are asked for."""
     wanted = [case for case in CASES if not options.nets or case.name in options.nets]
+    if options.quantities:
+        wanted = [replace(case, quantities=options.quantities) for case in wanted]
     if options.batch is None:
         return wanted
     first = {case.name: case for case in reversed(wanted)}  # each net once

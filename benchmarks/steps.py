@@ -8,7 +8,7 @@ a seed that the client knows.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -294,19 +294,19 @@ def check_steps(address: str, ways: tuple[type[Way], ...] = WAYS) -> dict[str, f
     """
     images, labels = (t[:CHECKED] for t in load_digits("train"))
     setting = Setting(exact(), address, images, labels, LR)
+    start = setting.start()  # before the default type changes, which nets are drawn in
     off: dict[str, float | None] = {PEER: None}
     for kind in ways:
         if kind is Plain:
             continue
         way, reference = kind(setting), Plain(setting)
-        with default_dtype(torch.float64):
+        with closing(way), default_dtype(torch.float64):
             with drawing(draw_seed(SEED, 0)):
                 way.run()
             with drawing(way.drawn_by()):
                 reference.run()
-        moved, wanted = (_moved(each, setting.start()) for each in (way, reference))
+            moved, wanted = (_moved(each, start) for each in (way, reference))
         off[kind.name] = distance({"step": moved}, {"step": wanted}, f"{kind.name}, one step")
-        way.close()
     return off
 
 
