@@ -42,6 +42,7 @@ from tests.server.process import serving
 
 BATCH, CHECKED = 64, 8
 LR, LITTLE, DAMPING = 0.05, 1e-6, 1.0  # little, so that the net that is timed stays as it is
+CPU = torch.device("cpu")
 SEED = 0
 PAUSE = 0.01
 PEER = "BackPACK"
@@ -57,6 +58,7 @@ class Setting:
         images: uint8.
         labels: one per image.
         lr: step size.
+        device: where server and contestants in process compute; batches start in host memory.
     """
 
     model: Model
@@ -64,6 +66,7 @@ class Setting:
     images: Tensor
     labels: Tensor
     lr: float
+    device: torch.device
 
     @property
     def inputs(self) -> Tensor:
@@ -72,7 +75,13 @@ class Setting:
 
     def start(self) -> dict[str, Tensor]:
         """Return the parameters that a session with this seed has first."""
-        return dict(initial_tensors(self.model, torch.device("cpu"), SEED)[0])
+        return dict(initial_tensors(self.model, CPU, SEED)[0])
+
+    def net(self) -> nn.Module:
+        """Return a net with these."""
+        net = self.model.build()
+        net.load_state_dict(self.start())
+        return net
 
 
 class Way:
@@ -111,16 +120,16 @@ class Plain(Way):
     def __init__(self, setting: Setting) -> None:
         """Extend the net."""
         super().__init__(setting)
-        self.net = backpack.extend(setting.model.build())
-        self.net.load_state_dict(setting.start())
+        self.net = backpack.extend(setting.net().to(setting.device))
         self.loss = backpack.extend(nn.CrossEntropyLoss())
         self.inputs = setting.inputs
 
     def run(self) -> None:
         """Take one step."""
         self.net.zero_grad()
+        inputs, labels = (t.to(self.setting.device) for t in (self.inputs, self.setting.labels))
         with backpack.backpack(DiagGGNMC()):
-            self.loss(self.net(self.inputs), self.setting.labels).backward()
+            self.loss(self.net(inputs), labels).backward()
         with torch.no_grad():
             self.update()
 
@@ -160,9 +169,9 @@ class InProcess(Way):
     def __init__(self, setting: Setting) -> None:
         """Make the state of a session."""
         super().__init__(setting)
-        cpu, rule = torch.device("cpu"), DiagGGN(lr=setting.lr, damping=DAMPING)
-        parameters, buffers = initial_tensors(setting.model, cpu, SEED)
-        self.replica = Replica.of(setting.model, cpu)
+        rule = DiagGGN(lr=setting.lr, damping=DAMPING)
+        parameters, buffers = initial_tensors(setting.model, setting.device, SEED)
+        self.replica = Replica.of(setting.model, setting.device)
         self.state = SessionState(setting.model.name, SEED, rule, parameters, buffers)
         self.batch = {"inputs": setting.inputs, "targets": setting.labels}
 
@@ -237,8 +246,7 @@ class Mirrored(Fused):
 
     def prepare(self) -> None:
         """Make a net here."""
-        self.net = self.setting.model.build()
-        self.net.load_state_dict(self.setting.start())
+        self.net = self.setting.net()
         self.remote = self.session.mirror(self.net)
         options = {"lr": self.setting.lr, "damping": DAMPING}
         self.optimizer = RemoteDiagGGNOptimizer(self.net.parameters(), **options)
@@ -282,18 +290,23 @@ def drawing(seed: int) -> Iterator[None]:
         Categorical.sample = before  # type: ignore[method-assign]
 
 
-def check_steps(address: str, ways: tuple[type[Way], ...] = WAYS) -> dict[str, float | None]:
+def check_steps(
+    address: str,
+    ways: tuple[type[Way], ...] = WAYS,
+    device: torch.device = CPU,
+) -> dict[str, float | None]:
     """Return how far each way's step is off that of BackPACK's loop, relative to its length.
 
     Args:
         address: of a server of `benchmarks.served:exact`.
         ways: what is checked.
+        device: the server's.
 
     Raises:
         WrongNumbers: it is more than rounding.
     """
     images, labels = (t[:CHECKED] for t in load_digits("train"))
-    setting = Setting(exact(), address, images, labels, LR)
+    setting = Setting(exact(), address, images, labels, LR, device)
     start = setting.start()  # before the default type changes, which nets are drawn in
     off: dict[str, float | None] = {PEER: None}
     for kind in ways:
@@ -315,15 +328,17 @@ def part(options: Options) -> Result:
     images, labels = (t[: options.batch or BATCH] for t in load_digits("train"))
     lines: list[str] = []
     tables = []
-    for threads in options.threads:
+    device = options.device
+    for threads in options.threads if device.type == "cpu" else options.threads[:1]:
         torch.set_num_threads(threads)
-        arguments = ("--model", "mnist_cnn", "--model", "benchmarks.served:exact")
-        quiet = ("--log-level", "warning")
-        with serving(*arguments, *quiet, OMP_NUM_THREADS=str(threads)) as server:
-            off = check_steps(server.address)
-            setting = Setting(resolve("mnist_cnn"), server.address, images, labels, LITTLE)
+        arguments: tuple[str, ...] = ("--model", "mnist_cnn", "--model", "benchmarks.served:exact")
+        arguments += ("--device", str(device), "--log-level", "warning")
+        with serving(*arguments, OMP_NUM_THREADS=str(threads)) as server:
+            off = check_steps(server.address, device=device)
+            model = resolve("mnist_cnn")
+            setting = Setting(model, server.address, images, labels, LITTLE, device)
             ways = {kind.name: kind(setting) for kind in WAYS}
-            times = measure(ways, options.rounds, "steps", seconds=options.seconds, pause=PAUSE)
+            times = measure(ways, options.rounds, "steps", device, options.seconds, PAUSE)
             for way in ways.values():
                 way.close()
         head = ["a step", "ms", f"over {PEER}'s", "off"]
@@ -331,11 +346,11 @@ def part(options: Options) -> Result:
         lines += [f"CPU threads, here and there: {threads}", "", *aligned(head, rows), ""]
         medians = {name: each.median for name, each in times.items()}
         tables.append({"threads": threads, "batch": len(labels), "times": medians, "off": off})
-    return Result(lines, {"about": about(torch.device("cpu")), "tables": tables})
+    return Result(lines, {"about": about(device), "tables": tables})
 
 
 def _moved(way: Way, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: (p - start[name]).detach() for name, p in way.parameters().items()}
+    return {name: p.detach().cpu() - start[name] for name, p in way.parameters().items()}
 
 
 def _cells(name: str, times: Mapping[str, Timed], off: float | None) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..engine.errors import EngineError
 from .case import SEED, Case
 from .contestants import REFERENCES, Contestant, Found, Value
 
@@ -36,7 +37,7 @@ def check(
     """Hold each contestant against its reference; see `distance`.
 
     The reference is BackPACK, and plain autograd sample by sample for BackPACK itself and for what
-    it cannot do. A peer that cannot either, and says so by an error, does not take part.
+    it cannot do. Who cannot either, and says so by an error, does not take part.
 
     Args:
         case: net and data; a few samples of it are computed.
@@ -57,7 +58,7 @@ def check(
             if not refused[name]:
                 found[name] = _computed(kind, case, quantity, device)
         except Exception as error:
-            if kind.own:
+            if kind.own and not isinstance(error, EngineError):
                 raise
             refused[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
     off: dict[str, float | None] = {}

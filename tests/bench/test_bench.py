@@ -98,6 +98,15 @@ def test_a_peer_that_cannot_says_why() -> None:
     assert row.over_fastest is not None and row.over_fastest[0] == "torch.func"
 
 
+def test_what_the_engine_refuses_is_told_and_the_rest_timed() -> None:
+    def mixed() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+    row = compare(Case("mixed", mixed, data, 6), "DiagGGNMC", CPU, 2, kinds=INSTALLED)
+    assert "MixedSamplesError" in row.refused["evaluate"]
+    assert "gradient" in row.times and row.over("BackPACK") is None
+
+
 class Silent:
     """What notes that it ran."""
 
