@@ -6,7 +6,7 @@ against that of BackPACK's plain loop, which is given the classes that the step 
 a seed that the client knows.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ class Setting:
         return net
 
 
-class Way:
+class Way(ABC):
     """One way to take steps."""
 
     name: ClassVar[str]
@@ -97,7 +97,7 @@ class Way:
     def run(self) -> None:
         """Take one step."""
 
-    def drop(self) -> None:
+    def drop(self) -> None:  # noqa: B027
         """Nothing is left behind."""
 
     @abstractmethod
@@ -108,7 +108,7 @@ class Way:
         """Return the seed of the last step's draws."""
         return draw_seed(SEED, 0)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Let go of connections."""
 
 
@@ -280,7 +280,8 @@ def drawing(seed: int) -> Iterator[None]:
         sums = self.probs.double().cumsum(-1)
         generator = torch.Generator().manual_seed(seed)
         levels = torch.rand((*shape, len(sums)), generator=generator, dtype=torch.float64)
-        found = torch.searchsorted(sums, (levels * sums[:, -1]).T.contiguous(), right=True).T
+        marks = levels.to(sums.device) * sums[:, -1]
+        found = torch.searchsorted(sums, marks.T.contiguous(), right=True).T
         return found.clamp(max=sums.shape[1] - 1)
 
     Categorical.sample = sample  # type: ignore[method-assign]

@@ -1,5 +1,6 @@
 """Passes in turns, the order reversed every other round."""
 
+import resource
 import statistics
 import time
 from collections.abc import Mapping
@@ -32,19 +33,24 @@ class Timed:
         median: the middle one.
         low: a quarter are below.
         high: a quarter are above.
-        rounds: how many there are.
+        rounds: how many there are; the quartiles are those of passes that were not preempted, where
+            there are `LEAST` of them.
+        preempted: how many times another process took a core away in the middle of a pass.
     """
 
     median: float
     low: float
     high: float
     rounds: int
+    preempted: int
 
     @classmethod
-    def of(cls, times: list[float]) -> "Timed":
-        """Return the quartiles of at least two times."""
+    def of(cls, passes: list[tuple[float, bool]]) -> "Timed":
+        """Return the quartiles of at least two passes, each a time and whether it was preempted."""
+        free = [spent for spent, preempted in passes if not preempted]
+        times = free if len(free) >= LEAST else [spent for spent, _ in passes]
         low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-        return cls(median, low, high, len(times))
+        return cls(median, low, high, len(passes), len(passes) - len(free))
 
 
 def measure(
@@ -65,7 +71,7 @@ def measure(
         seconds: no round begins after these, once there are `LEAST`.
         pause: seconds before each pass, for threads of the one before that still spin for work.
     """
-    times: dict[str, list[float]] = {name: [] for name in passes}
+    times: dict[str, list[tuple[float, bool]]] = {name: [] for name in passes}
     began = time.perf_counter()
     for number in tqdm(range(-WARM_UP, rounds), desc=title, leave=False, disable=None):
         if number >= LEAST and time.perf_counter() - began > seconds:
@@ -78,14 +84,21 @@ def measure(
     return {name: Timed.of(values) for name, values in times.items()}
 
 
-def _milliseconds(each: Pass, device: torch.device | None) -> float:
+def _milliseconds(each: Pass, device: torch.device | None) -> tuple[float, bool]:
     _wait(device)
+    switches = _switches()
     began = time.perf_counter()
     each.run()
     _wait(device)
     spent = time.perf_counter() - began
+    preempted = _switches() > switches
     each.drop()
-    return 1000 * spent
+    return 1000 * spent, preempted
+
+
+def _switches() -> int:
+    """Return how often a thread of this process had a core taken away."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _wait(device: torch.device | None) -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from curvserve.bench import CONTESTANTS, Case, Contestant, Row, WrongNumbers, compare, lines
 from curvserve.bench.checks import check
 from curvserve.bench.contestants.by_engine import Evaluate
-from curvserve.bench.timing import measure
+from curvserve.bench.timing import Timed, measure
 from curvserve.cli import app
 from curvserve.models import Model, SampleSpec
 
@@ -130,6 +130,12 @@ def test_contestants_take_turns_and_turn_round() -> None:
     assert short["a"].rounds == 3
 
 
+def test_preempted_passes_count_only_where_there_are_few_others() -> None:
+    passes = [(1.0, False), (2.0, False), (3.0, False), (90.0, True), (90.0, True)]
+    assert Timed.of(passes) == Timed(2.0, 1.5, 2.5, 5, 2)
+    assert Timed.of(passes[1:]).median == pytest.approx(46.5)
+
+
 def bench(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["bench", *arguments])
 
@@ -149,7 +155,7 @@ def test_the_command_checks_times_and_writes(tmp_path: Path) -> None:
     for row in figures["rows"]:
         assert {"net", "batch", "quantity", "threads", "times", "off", "refused"} <= set(row)
         assert row["over_peer"] > 0 and row["off"]["evaluate"] < 1e-12
-        assert {"median", "low", "high", "rounds"} == set(row["times"]["BackPACK"])
+        assert {"median", "low", "high", "rounds", "preempted"} == set(row["times"]["BackPACK"])
 
 
 def test_without_the_peers_it_times_ours_and_says_how_to_get_them(

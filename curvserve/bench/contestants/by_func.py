@@ -1,7 +1,5 @@
 """torch.func: what torch itself offers for gradients per sample."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.func import functional_call, vjp, vmap
@@ -40,15 +38,13 @@ class TorchFunc(OnParameters):
         outputs = self.net(self.inputs)
         self.loss(outputs, self.task.targets).backward()
         back = columns(outputs, self.task)
-        size = max(1, ROOM // (self._count * len(back)))
+        whole = self.task.quantity == "BatchGrad"  # all rows are kept: nothing is gained by chunks
+        size = len(self.inputs) if whole else max(1, ROOM // (self._count * len(back)))
+        self._quantity = {}
         # the fused kernel of attention has no rule for vmap, and would go sample by sample
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            chunks = zip(self.inputs.split(size), back.split(size, 1), strict=True)
-            parts = [self._joined(*chunk) for chunk in chunks]
-        together: Callable[[list[Tensor]], Tensor] = (
-            torch.cat if self.task.quantity == "BatchGrad" else lambda t: sum(t, torch.zeros(()))
-        )
-        self._quantity = {name: together([part[name] for part in parts]) for name in parts[0]}
+            for chunk in zip(self.inputs.split(size), back.split(size, 1), strict=True):
+                self._add(self._rows(*chunk))
 
     def found(self) -> Found:
         """Return gradient and quantity."""
@@ -70,8 +66,12 @@ class TorchFunc(OnParameters):
         rows: dict[str, Tensor] = vmap(pull)(back)[0]
         return rows
 
-    def _joined(self, inputs: Tensor, back: Tensor) -> dict[str, Tensor]:
-        rows = self._rows(inputs, back)  # [n, V, *p.shape]
-        if self.task.quantity == "BatchGrad":
-            return {name: row.squeeze(1) for name, row in rows.items()}
-        return {name: row.square_().sum((0, 1)) for name, row in rows.items()}
+    def _add(self, rows: dict[str, Tensor]) -> None:
+        """Take a chunk's rows, `[n, V, *p.shape]`, or add up their squares."""
+        for name, row in rows.items():
+            if self.task.quantity == "BatchGrad":
+                self._quantity[name] = row.squeeze(1)
+            elif name in self._quantity:
+                self._quantity[name] += row.square_().sum((0, 1))
+            else:
+                self._quantity[name] = row.square_().sum((0, 1))
