@@ -47,6 +47,11 @@ class Task:
         return QUANTITIES[self.quantity]
 
     @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that are not frozen, by name."""
+        return {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+
+    @property
     def options(self) -> dict[str, int]:
         """The extension's options."""
         return {"mc_samples": self.mc_samples} if self.quantity in ("DiagGGNMC", "KFAC") else {}

@@ -57,6 +57,8 @@ def check(
             refused[name] = kind.refusal(task)
             if not refused[name]:
                 found[name] = _computed(kind, case, quantity, device)
+        except WrongNumbers:
+            raise
         except Exception as error:
             if kind.own and not isinstance(error, EngineError):
                 raise
@@ -84,11 +86,10 @@ def distance(found: Found, wanted: Found, what: str) -> float:
     """
     worst = 0.0
     for field, parameters in found.items():
+        if absent := wanted[field].keys() ^ parameters.keys():
+            raise WrongNumbers(f"{what}: {field} of {min(absent)} is there once only")
         for name, value in parameters.items():
-            other = wanted[field].get(name)
-            if other is None:
-                raise WrongNumbers(f"{what}: {field} of {name} is not known to the reference")
-            relative = _largest(_tensors(value), _tensors(other))
+            relative = _largest(_tensors(value), _tensors(wanted[field][name]))
             if not relative <= TOLERANCE:
                 raise WrongNumbers(f"{what}: {field} of {name} is off by {relative:.1e}")
             worst = max(worst, relative)
@@ -101,7 +102,10 @@ def _computed(kind: type[Contestant], case: Case, quantity: str, device: torch.d
         contestant = kind(case.task(quantity, device, torch.float64, samples))
         torch.manual_seed(SEED)
         contestant.run()
-        return contestant.found()
+        found = contestant.found()
+    if absent := set(contestant.fields) - found.keys():
+        raise WrongNumbers(f"{kind.name}: {quantity} of {case.name}: no {min(absent)}")
+    return found
 
 
 def _tensors(value: Value) -> list[torch.Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..case import QUANTITIES, Task
 
@@ -59,6 +59,11 @@ class Contestant(ABC):
         """Return what stands against the net or the loss in particular."""
         return ""
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What a pass computes: the gradient too."""
+        return ("grad", self.task.field)
+
     @abstractmethod
     def run(self) -> None:
         """Do one pass."""
@@ -86,10 +91,12 @@ class OnParameters(Contestant):
         self.loss(self.net(self.inputs), self.task.targets).backward()
 
     def found(self) -> Found:
-        """Return the fields of each parameter."""
-        parameters = dict(self.net.named_parameters())
-        fields = [name for name in ("grad", self.task.field) if _has(parameters, name)]
-        return {f: {name: getattr(p, f) for name, p in parameters.items()} for f in fields}
+        """Return the fields of each parameter, where they are there."""
+        trained = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+        return {
+            field: {name: getattr(p, field) for name, p in trained.items() if hasattr(p, field)}
+            for field in self.fields
+        }
 
     def drop(self) -> None:
         """Delete the fields."""
@@ -97,7 +104,3 @@ class OnParameters(Contestant):
             p.grad = None
             if hasattr(p, self.task.field):
                 delattr(p, self.task.field)
-
-
-def _has(parameters: Mapping[str, nn.Parameter], field: str) -> bool:
-    return all(hasattr(p, field) for p in parameters.values())

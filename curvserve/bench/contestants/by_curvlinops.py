@@ -40,7 +40,7 @@ class Curvlinops(OnParameters):
             return "it draws several labels in another order: nothing to hold it against"
         linear = [m for m in task.net.modules() if isinstance(m, nn.Linear)]
         known = {id(p) for m in linear for p in m.parameters()}
-        fits = all(id(p) in known for p in task.net.parameters())
+        fits = all(id(p) in known for p in task.trained.values())
         return "" if fits else "it defines the factors of convolutions in another way"
 
     def run(self) -> None:
@@ -51,7 +51,7 @@ class Curvlinops(OnParameters):
         operator = KFACLinearOperator(
             self.net,
             self.loss,
-            list(self.net.parameters()),
+            list(self.task.trained.values()),
             [(self.inputs, self.task.targets)],
             check_deterministic=False,
             seed=SEED,
@@ -65,7 +65,7 @@ class Curvlinops(OnParameters):
     def found(self) -> Found:
         """Return gradient and factors; a bias has the outputs' alone."""
         kfac: dict[str, Value] = {}
-        for name, _ in self.net.named_parameters():
+        for name in self.task.trained:
             layer, _, kind = name.rpartition(".")
             factors = [self._operator._gradient_covariances[layer]]
             if kind == "weight":

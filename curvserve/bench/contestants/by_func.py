@@ -22,7 +22,7 @@ class TorchFunc(OnParameters):
     def __init__(self, task: Task) -> None:
         """Keep the parameters as a mapping, and the size of a chunk."""
         super().__init__(task)
-        self._parameters = {name: p.detach() for name, p in self.net.named_parameters()}
+        self._parameters = {name: p.detach() for name, p in task.trained.items()}
         self._count = sum(p.numel() for p in self._parameters.values())
         self._quantity: dict[str, Tensor] = {}
         self._rows = vmap(self._rows_of_sample, in_dims=(0, 1))

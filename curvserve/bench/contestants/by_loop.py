@@ -27,7 +27,7 @@ class Loop(OnParameters):
     def run(self) -> None:
         """Do one pass."""
         super().run()
-        named = dict(self.net.named_parameters())
+        named = self.task.trained
         back = columns(self.net(self.inputs), self.task)  # one draw for the whole batch
         rows: list[list[list[Tensor]]] = []  # [N][V][parameter]
         for n, x in enumerate(self.inputs.split(1)):

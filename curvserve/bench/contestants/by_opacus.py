@@ -1,6 +1,6 @@
 """Opacus: gradients per sample, made for differential privacy."""
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..case import Task
 from .base import Found, OnParameters
@@ -39,13 +39,10 @@ class Opacus(OnParameters):
 
     def found(self) -> Found:
         """Return gradient and rows, under the names of the net itself."""
-        named = self.task.net.named_parameters()
-        rows: dict[str, Tensor] = {
-            name: p.grad_sample / len(self.inputs)  # type: ignore[attr-defined]
-            for name, p in named
-        }
-        gradients = {name: p.grad for name, p in self.task.net.named_parameters()}
-        return {"grad": gradients, self.task.field: rows}  # type: ignore[dict-item]
+        named = self.task.trained
+        rows = {n: p.grad_sample / len(self.inputs) for n, p in named.items()}  # type: ignore[attr-defined]
+        gradients = {n: p.grad for n, p in named.items() if p.grad is not None}
+        return {"grad": gradients, self.task.field: rows}
 
     def drop(self) -> None:
         """Delete both."""

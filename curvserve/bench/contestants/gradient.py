@@ -7,3 +7,8 @@ class Gradient(OnParameters):
     """Forward and backward, no curvature."""
 
     name = "gradient"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The gradient alone."""
+        return ("grad",)
