@@ -67,14 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(name: str, options: Options, folder: Path) -> None:
+    text = ""
     try:
-        result = PARTS[name](options)
+        for result in PARTS[name](options):
+            text = "\n".join(result.lines)
+            (folder / f"{name}.md").write_text(text)
+            (folder / f"{name}.json").write_text(json.dumps(result.figures, indent=1))
     except WrongNumbers as error:
         raise SystemExit(f"benchmarks: {error}") from error
-    text = "\n".join(result.lines)
     say(f"## {name}\n\n{text}")
-    (folder / f"{name}.md").write_text(text)
-    (folder / f"{name}.json").write_text(json.dumps(result.figures, indent=1))
 
 
 def _draw(folder: Path) -> None:

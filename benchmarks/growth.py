@@ -94,7 +94,7 @@ def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
     return rise / sum((a - middle) ** 2 for a in x)
 
 
-def part(options: Options) -> Result:
+def part(options: Options) -> Iterator[Result]:
     """Check the smallest size of each, time all, and fit."""
     torch.set_num_threads(options.threads[0])
     found = []
@@ -126,7 +126,7 @@ def part(options: Options) -> Result:
     threads = options.threads[0]
     table = aligned(head, [_cells(each) for each in found])
     lines = [f"Exponents, CPU threads: {threads}", "", *table, ""]
-    return Result(lines, {"about": {**about(options.device), "threads": threads}, "axes": found})
+    yield Result(lines, {"about": {**about(options.device), "threads": threads}, "axes": found})
 
 
 def _images(side: int) -> partial:

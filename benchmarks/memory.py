@@ -6,6 +6,7 @@ libraries) is taken off, and what it returns is part of it.
 """
 
 import ctypes
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -66,7 +67,7 @@ def _resident(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def part(options: Options) -> Result:
+def part(options: Options) -> Iterator[Result]:
     """Measure all contestants on all nets, and the growth of one net's pass with the batch."""
     wanted = [(case, quantity) for case in cases(options) for quantity in case.quantities]
     rows = [_row(*each, options) for each in tqdm(wanted, desc="memory", leave=False, disable=None)]
@@ -77,7 +78,7 @@ def part(options: Options) -> Result:
     lines = ["Peak memory of a pass, MB", ""]
     for table in (rows, growth):
         lines += [*aligned(head, [_cells(row) for row in table]), ""]
-    return Result(lines, {"about": about(options.device), "rows": rows, "growth": growth})
+    yield Result(lines, {"about": about(options.device), "rows": rows, "growth": growth})
 
 
 def _row(case: Case, quantity: str, options: Options) -> dict[str, object]:

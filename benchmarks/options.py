@@ -1,6 +1,6 @@
 """What a part of the benchmark is told, and what it returns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,4 +43,5 @@ class Result:
     figures: dict[str, Any]
 
 
-Part = Callable[[Options], Result]
+Part = Callable[[Options], Iterator[Result]]
+"""The last result is the whole; those before it are what is there so far."""

@@ -1,10 +1,11 @@
 """Gradient and a quantity: every contestant on every net."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from benchmarks.nets import CASES
 from benchmarks.options import Options, Result
-from curvserve.bench import Case, lines, run, to_json
+from curvserve.bench import Case, Row, lines, run, to_json
 
 
 def cases(options: Options) -> list[Case]:
@@ -18,10 +19,12 @@ def cases(options: Options) -> list[Case]:
     return [replace(case, batch=options.batch) for case in reversed(first.values())]
 
 
-def part(options: Options) -> Result:
-    """Check and time all contestants."""
+def part(options: Options) -> Iterator[Result]:
+    """Check and time all contestants; the table so far after each case."""
     wanted = cases(options)
     device = options.device
     threads = options.threads if device.type == "cpu" else options.threads[:1]
-    rows = list(run(wanted, device, threads, options.rounds, options.seconds))
-    return Result(list(lines(rows)), to_json(rows, device))
+    rows: list[Row] = []
+    for row in run(wanted, device, threads, options.rounds, options.seconds):
+        rows.append(row)
+        yield Result(list(lines(rows)), to_json(rows, device))

@@ -324,7 +324,7 @@ def check_steps(
     return off
 
 
-def part(options: Options) -> Result:
+def part(options: Options) -> Iterator[Result]:
     """Check all ways, then time them, with each number of threads."""
     images, labels = (t[: options.batch or BATCH] for t in load_digits("train"))
     lines: list[str] = []
@@ -347,7 +347,7 @@ def part(options: Options) -> Result:
         lines += [f"CPU threads, here and there: {threads}", "", *aligned(head, rows), ""]
         medians = {name: each.median for name, each in times.items()}
         tables.append({"threads": threads, "batch": len(labels), "times": medians, "off": off})
-    return Result(lines, {"about": about(device), "tables": tables})
+    yield Result(lines, {"about": about(device), "tables": tables})
 
 
 def _moved(way: Way, start: Mapping[str, Tensor]) -> dict[str, Tensor]:

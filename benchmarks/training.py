@@ -5,6 +5,7 @@ better the net knows its labels. The curve shows what that is worth: mnist_cnn i
 bundled digits, and stopped at times to time a pass of each contestant on one and the same batch.
 """
 
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 
@@ -24,7 +25,7 @@ BATCH = 64
 SECONDS = 3.0
 
 
-def part(options: Options) -> Result:
+def part(options: Options) -> Iterator[Result]:
     """Train, and stop to check and time."""
     torch.set_num_threads(options.threads[0])
     torch.manual_seed(0)
@@ -55,7 +56,7 @@ def part(options: Options) -> Result:
     table = aligned(head, [_cells(point) for point in points])
     lines = [f"Milliseconds, CPU threads: {threads}", "", *table, ""]
     where = {**about(options.device), "threads": threads, "batch": BATCH}
-    return Result(lines, {"about": where, "points": points})
+    yield Result(lines, {"about": where, "points": points})
 
 
 @torch.no_grad()
