@@ -71,7 +71,7 @@ def _run(name: str, options: Options, folder: Path) -> None:
     try:
         for result in PARTS[name](options):
             text = "\n".join(result.lines)
-            (folder / f"{name}.md").write_text(text)
+            (folder / f"{name}.txt").write_text(text)
             (folder / f"{name}.json").write_text(json.dumps(result.figures, indent=1))
     except WrongNumbers as error:
         raise SystemExit(f"benchmarks: {error}") from error

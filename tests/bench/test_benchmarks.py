@@ -27,7 +27,7 @@ def test_the_entry_prints_a_table_and_writes_it_with_its_figures(
 ) -> None:
     monkeypatch.setattr("benchmarks.__main__._draw", lambda folder: None)  # the bench extra's
     main(["passes", "--net", "mlp", "--quantity", "DiagGGNMC", *TINY, "--out", str(tmp_path)])
-    text = (tmp_path / "passes.md").read_text()
+    text = (tmp_path / "passes.txt").read_text()
     assert text in capsys.readouterr().out and "| mlp, 4     | DiagGGNMC |" in text
     (row,) = json.loads((tmp_path / "passes.json").read_text())["rows"]
     assert {"evaluate", "hooks", "gradient", "BackPACK", "torch.func"} <= set(row["times"])
