@@ -3,11 +3,16 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+BENCH  := $(VENV)/.bench
 
 # How long the campaigns are.
 KILLS  ?= 1000
 BODIES ?= 100000
 SEED   ?= 0
+
+# What is timed (all), and where its tables and plots go.
+PART   ?=
+OUT    ?= build/bench
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check conformance fuzz crash-test bench serve clean
@@ -45,8 +50,12 @@ crash-test: $(READY)  ## kill a server 1,000 times while clients train, then a b
 	$(BIN)/python -m tests.crash --kills $(KILLS) --seed $(SEED)
 	$(BIN)/python -m pytest tests/network -m campaign
 
-bench: $(READY)  ## time a gradient-and-curvature pass against BackPACK, in one process
-	$(BIN)/python -m benchmarks
+$(BENCH): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./client --editable '.[bench]'
+	@touch $@
+
+bench: $(BENCH)  ## every table and plot of docs/performance.md, into build/bench (PART=, OUT=)
+	$(BIN)/python -m benchmarks $(PART) --out $(OUT)
 
 serve: $(READY)  ## serve mnist_cnn on http://127.0.0.1:8000
 	$(BIN)/curvserve serve --model mnist_cnn

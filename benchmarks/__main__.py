@@ -1,218 +1,91 @@
-"""Time a gradient with curvature: this engine, BackPACK, and the plain gradient as the floor.
+"""Everything that docs/performance.md shows: this engine, its peers, and a server.
 
-    make bench
-    python -m benchmarks [--rounds 20] [--threads 2] [--device cuda] [--batch 512] [--json FILE]
+    make bench                                                 # all of it, into build/bench
+    python -m benchmarks [PART ...] [--rounds 20] [--seconds 20] [--threads 1 2] [--device cuda]
+                         [--net NAME ...] [--quantity NAME ...] [--batch 512] [--out FOLDER]
 
-All contestants run in this process, in turns, the order reversed every other round, on the same
-net, batch and seed; a round is one pass of each. Before anything is timed, their numbers are held
-against each other in float64. `hooks` is this engine by `extend` and `backpack`, `evaluate` is it
-in one call, as a server computes; `channels_last` is BackPACK with net and images in that format.
+Parts: passes (gradient and a quantity, every contestant on every net), steps (a whole step, in
+process and over HTTP), memory (peak of a pass), growth (time over size), training (time while a net
+learns), plots (drawn from the JSON files that are in the folder). Each part prints its tables and
+writes them, and a JSON file. benchmarks.wire and benchmarks.layer_rules are commands of their own.
 """
 
 import argparse
 import json
-import math
-import platform
-import statistics
-import time
-import warnings
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-import backpack as peer
 import torch
-from backpack import extensions as peer_extensions
-from torch import Tensor, nn
-from tqdm import tqdm
 
-from benchmarks.nets import CASES, Case
-from curvserve.engine import backpack, channels_last, evaluate, extend, extensions
+from benchmarks import growth, memory, passes, steps, training
+from benchmarks.nets import CASES
+from benchmarks.options import Options, Part
+from curvserve.bench import INSTALL, QUANTITIES, WrongNumbers, about, missing, say
 
-SEED = 0
-TOLERANCE = 1e-10
-QUANTITIES = {
-    "DiagGGNMC": "diag_ggn_mc",
-    "DiagGGNExact": "diag_ggn_exact",
-    "BatchGrad": "grad_batch",
+PARTS: dict[str, Part] = {
+    "passes": passes.part,
+    "steps": steps.part,
+    "memory": memory.part,
+    "growth": growth.part,
+    "training": training.part,
 }
-
-Pass = Callable[[], object]
-Found = dict[str, Tensor]
+PLOTS = "plots"
 
 
-class Contestant:
-    """One way to get the gradient and a quantity of a net and a batch."""
-
-    def __init__(self, net: nn.Module, x: Tensor, y: Tensor, name: str) -> None:
-        """Prepare whatever need not be done in each pass."""
-        self.net, self.x, self.y, self.name = net, x, y, name
-        self.loss: nn.Module = nn.CrossEntropyLoss()
-
-    def run(self) -> None:
-        """Do one pass."""
-        self.net.zero_grad()
-        self.loss(self.net(self.x), self.y).backward()
-
-    def found(self) -> Found:
-        """Return the quantity of the last pass, by parameter."""
-        field = QUANTITIES[self.name]
-        return {name: getattr(p, field) for name, p in self.net.named_parameters()}
-
-
-class Hooks(Contestant):
-    """This engine, by hooks."""
-
-    def __init__(self, net: nn.Module, x: Tensor, y: Tensor, name: str) -> None:
-        """Extend the net and the loss."""
-        super().__init__(extend(net), x, y, name)
-        self.loss = extend(nn.CrossEntropyLoss())
-
-    def run(self) -> None:
-        """Do one pass."""
-        with backpack(getattr(extensions, self.name)()):
-            super().run()
-
-
-class Evaluate(Contestant):
-    """This engine, in one call."""
-
-    def run(self) -> None:
-        """Do one pass."""
-        quantities = ["grad", QUANTITIES[self.name]]
-        self.result = evaluate(self.net, self.loss, self.x, self.y, quantities)
-
-    def found(self) -> Found:
-        """Return the quantity of the last pass, by parameter."""
-        return self.result.quantities[QUANTITIES[self.name]]
-
-
-class BackPACK(Contestant):
-    """The peer."""
-
-    def __init__(self, net: nn.Module, x: Tensor, y: Tensor, name: str) -> None:
-        """Extend the net and the loss."""
-        super().__init__(peer.extend(net), x, y, name)
-        self.loss = peer.extend(nn.CrossEntropyLoss())
-
-    def run(self) -> None:
-        """Do one pass."""
-        with peer.backpack(getattr(peer_extensions, self.name)()):
-            super().run()
-
-
-class ChannelsLast(BackPACK):
-    """The peer, with net and images in the format that a CPU convolves fastest."""
-
-    def __init__(self, net: nn.Module, x: Tensor, y: Tensor, name: str) -> None:
-        """Change the format first."""
-        super().__init__(net.to(memory_format=torch.channels_last), channels_last(x), y, name)
-
-
-CONTESTANTS: dict[str, type[Contestant]] = {
-    "gradient": Contestant,
-    "hooks": Hooks,
-    "evaluate": Evaluate,
-    "BackPACK": BackPACK,
-    "channels_last": ChannelsLast,
-}
-
-
-def check(case: Case, name: str, device: torch.device) -> float:
-    """Return the largest relative difference from BackPACK; raise where it is not rounding."""
-    x, y = case.data(device, min(case.batch, 8))
-    torch.manual_seed(SEED)
-    net = case.build().double().to(device)
-    found: dict[str, Found] = {}
-    for title, kind in CONTESTANTS.items():
-        if kind is not Contestant:
-            contestant = kind(deepcopy(net), x.double(), y, name)
-            torch.manual_seed(SEED)
-            torch.set_default_dtype(torch.float64)  # BackPACK averages in the default one
-            contestant.run()
-            torch.set_default_dtype(torch.float32)
-            found[title] = contestant.found()
-    worst = 0.0
-    for title, own in found.items():
-        for parameter, wanted in found["BackPACK"].items():
-            difference = ((own[parameter] - wanted).norm() / wanted.norm()).item()
-            if not difference <= TOLERANCE:
-                raise SystemExit(f"{title}: {name} of {parameter} is off by {difference:.1e}")
-            worst = max(worst, difference)
-    return worst
-
-
-def synchronise(device: torch.device) -> None:
-    """Return when the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def measure(
-    passes: dict[str, Pass], rounds: int, title: str, device: torch.device
-) -> dict[str, float]:
-    """Return each pass's median milliseconds; one round runs every pass once.
-
-    Args:
-        passes: name -> pass.
-        rounds: how many are timed.
-        title: of the progress bar.
-        device: where they compute.
-    """
-    times: dict[str, list[float]] = {name: [] for name in passes}
-    for number in tqdm(range(-3, rounds), desc=title, leave=False, disable=None):
-        order = list(passes) if number % 2 else list(reversed(passes))
-        for name in order:
-            synchronise(device)
-            began = time.perf_counter()
-            passes[name]()
-            synchronise(device)
-            if number >= 0:  # the first rounds warm up
-                times[name].append(1000 * (time.perf_counter() - began))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def main() -> None:
-    """Print one table for all nets and quantities."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the parts that are named, or all, and draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("part", nargs="*", choices=[*PARTS, PLOTS, []], help="all without one")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seconds", type=float, default=20.0, help="for a net, once it has three")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--net", nargs="+", choices={case.name for case in CASES}, default=[])
+    parser.add_argument("--quantity", nargs="+", choices=QUANTITIES, default=[])
     parser.add_argument("--batch", type=int, help="in place of each net's own")
-    parser.add_argument("--json", type=Path, help="a file for the medians")
-    arguments = parser.parse_args()
-    # BackPACK hooks modules whose input needs no gradient, and torch says so
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")
-    torch.set_num_threads(arguments.threads)
-    device, where = arguments.device, f"{torch.get_num_threads()} CPU threads"
-    if device.type == "cuda":
-        where = torch.cuda.get_device_name(device)
-    print(
-        f"torch {torch.__version__}, Python {platform.python_version()}, {where}, float32, "
-        f"median of {arguments.rounds} interleaved rounds, milliseconds\n"
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    given = parser.parse_args(arguments)
+    given.out.mkdir(parents=True, exist_ok=True)
+    options = Options(
+        given.rounds,
+        given.seconds,
+        tuple(given.threads),
+        given.device,
+        tuple(given.net),
+        tuple(given.quantity),
+        given.batch,
     )
-    print(f"| net | quantity | {' | '.join(CONTESTANTS)} | evaluate/BackPACK | off |")
-    print("|---" * (len(CONTESTANTS) + 4) + "|")
-    rows = []
-    for case in CASES:
-        for name in QUANTITIES if case.all_quantities else ("DiagGGNMC",):
-            off = check(case, name, device)
-            x, y = case.data(device, arguments.batch)
-            passes: dict[str, Pass] = {
-                title: kind(case.build().to(device), x, y, name).run
-                for title, kind in CONTESTANTS.items()
-            }
-            found = measure(passes, arguments.rounds, f"{case.name} {name}", device)
-            ratio = found["evaluate"] / found["BackPACK"]
-            rows.append({"net": case.name, "quantity": name, "batch": len(x), **found})
-            columns = " | ".join(f"{value:.2f}" for value in found.values())
-            title = f"{case.name}, {len(x)}"
-            print(f"| {title} | {name} | {columns} | {ratio:.2f} | {off:.0e} |", flush=True)
-    ratios = [r["evaluate"] / r["BackPACK"] for r in rows if r["quantity"] == "DiagGGNMC"]
-    mean = math.prod(ratios) ** (1 / len(ratios))
-    print(f"\nDiagGGNMC, geometric mean of evaluate/BackPACK over the nets: {mean:.2f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"where": where, "rows": rows}, indent=1))
+    say(", ".join(f"{key} {value}" for key, value in about(options.device).items()))
+    say(f"median of {options.rounds} rounds in turns or of {options.seconds:g} s, milliseconds\n")
+    for name in given.part or PARTS:
+        if name != PLOTS:
+            _run(name, options, given.out)
+    _draw(given.out)
+    if absent := missing():
+        say(f"not installed, so not timed: {', '.join(absent)}; {INSTALL}")
+
+
+def _run(name: str, options: Options, folder: Path) -> None:
+    text = ""
+    try:
+        for result in PARTS[name](options):
+            text = "\n".join(result.lines)
+            (folder / f"{name}.txt").write_text(text)
+            (folder / f"{name}.json").write_text(json.dumps(result.figures, indent=1))
+    except WrongNumbers as error:
+        raise SystemExit(f"benchmarks: {error}") from error
+    say(f"## {name}\n\n{text}")
+
+
+def _draw(folder: Path) -> None:
+    if find_spec("matplotlib") is None:
+        say(f"no plots without matplotlib: {INSTALL}")
+        return
+    from benchmarks import plots
+
+    for file in plots.draw(folder):
+        say(f"drawn: {file}")
 
 
 if __name__ == "__main__":

@@ -1,55 +1,36 @@
 """The nets that are timed, each with a batch of its usual size."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import resnet18
 
+from curvserve.bench import QUANTITIES, Case
 from curvserve.data import load_digits, normalise
 from curvserve.models.mnist_cnn import network
 
 
-@dataclass(frozen=True)
-class Case:
-    """A net and its batch.
-
-    Attributes:
-        name: what it is called.
-        build: makes the net.
-        batch: how many samples.
-        shape: of one of them.
-        classes: how many there are.
-        all_quantities: whether more than the Monte-Carlo diagonal is timed.
-    """
-
-    name: str
-    build: Callable[[], nn.Module]
-    batch: int
-    shape: Sequence[int]
-    classes: int
-    all_quantities: bool = False
-
-    def data(self, device: torch.device, batch: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return inputs and labels: digits where they have the right shape, otherwise noise."""
-        size = batch or self.batch
-        if tuple(self.shape) == (1, 28, 28):
-            images, labels = (tensor[:size].to(device) for tensor in load_digits("train"))
-            return normalise(images), labels
-        generator = torch.Generator().manual_seed(0)
-        inputs = torch.randn(size, *self.shape, generator=generator)
-        return inputs.to(device), torch.randint(self.classes, (size,), generator=generator).to(
-            device
-        )
+def digits(count: int) -> tuple[Tensor, Tensor]:
+    """Return the first of the bundled digits."""
+    images, labels = load_digits("train")
+    return normalise(images[:count]), labels[:count]
 
 
-def mlp() -> nn.Module:
-    """Return 784-512-256-10 with ReLU."""
+def noise(shape: tuple[int, ...], classes: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return normal numbers and random labels."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(count, *shape, generator=generator)
+    return inputs, torch.randint(classes, (count,), generator=generator)
+
+
+def mlp(width: int = 512, classes: int = 10) -> nn.Module:
+    """Return 784-width-width/2-classes with ReLU."""
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(784, 512), nn.ReLU(),
-        nn.Linear(512, 256), nn.ReLU(),
-        nn.Linear(256, 10),
+        nn.Linear(784, width), nn.ReLU(),
+        nn.Linear(width, width // 2), nn.ReLU(),
+        nn.Linear(width // 2, classes),
     )  # fmt: skip
 
 
@@ -87,9 +68,61 @@ def all_cnn_c() -> nn.Module:
     )  # fmt: skip
 
 
+def resnet18_as_it_is() -> nn.Module:
+    """Return torchvision's ResNet-18, its norms fixed."""
+    return _fixed(resnet18(num_classes=10))
+
+
+def resnet18_cifar() -> nn.Module:
+    """Return it with the usual stem for 32x32 images: no stride, no pooling."""
+    net = resnet18(num_classes=10)
+    net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    net.maxpool = nn.Identity()
+    return _fixed(net)
+
+
+def _fixed(net: nn.Module) -> nn.Module:
+    """Return a net in evaluation mode, the statistics of its norms those of one batch.
+
+    Without, the outputs of a fresh net are so large that each class drawn is the likeliest one.
+    """
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.momentum = 1.0
+    with torch.no_grad():
+        net(noise((3, 32, 32), 10, 16)[0])
+    return net.eval()
+
+
+class Encoder(nn.Module):
+    """A small transformer for 28x28 images: 49 patches, two layers of four heads, a mean."""
+
+    def __init__(self, width: int = 64) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.patches = nn.Linear(16, width)
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return one output for each class."""
+        patches = images.unfold(2, 4, 4).unfold(3, 4, 4).flatten(1, 3).flatten(2)
+        mixed: Tensor = self.layers(self.patches(patches))
+        return self.head(mixed.mean(1))
+
+
+ALL = tuple(QUANTITIES)
+SOME = ("DiagGGNMC", "BatchGrad")
+cifar = partial(noise, (3, 32, 32), 10)
+
 CASES = (
-    Case("mnist_cnn", network, 64, (1, 28, 28), 10, all_quantities=True),
-    Case("mlp", mlp, 64, (1, 28, 28), 10, all_quantities=True),
-    Case("3c3d", net_3c3d, 128, (3, 32, 32), 10),
-    Case("all_cnn_c", all_cnn_c, 16, (3, 32, 32), 100),
+    Case("mnist_cnn", network, digits, 64, ALL),
+    Case("mnist_cnn", network, digits, 512),
+    Case("3c3d", net_3c3d, cifar, 128, (*SOME, "KFAC")),
+    Case("all_cnn_c", all_cnn_c, partial(noise, (3, 32, 32), 100), 16, SOME),
+    Case("resnet18", resnet18_as_it_is, cifar, 64),
+    Case("resnet18_cifar", resnet18_cifar, cifar, 64),
+    Case("mlp", mlp, digits, 64, ALL),
+    Case("mlp", mlp, digits, 512),
+    Case("transformer", Encoder, digits, 64, (*SOME, "DiagGGNExact")),
 )

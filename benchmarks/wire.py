@@ -27,7 +27,7 @@ from tests.server.process import serving
 
 SAMPLES = 64
 WIDE = "benchmarks.wide:model"
-MODELS = {"mnist_cnn": "3.4 MB", "wide": "94 MB"}
+MODELS = {"mnist_cnn": "1.7 MB", "wide": "94 MB"}
 
 
 class Raw:

@@ -229,6 +229,38 @@ def demo(
 
 
 @app.command()
+def bench(
+    model: Annotated[
+        str, typer.Option(help="A registered model, or package.module:attribute.")
+    ] = "mnist_cnn",
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 64,
+    quantity: Annotated[
+        list[str] | None, typer.Option(help="DiagGGNMC, BatchGrad, ...; may be repeated.")
+    ] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="CPU threads; may be repeated. 1, and 2 where there are two."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Passes of each contestant.")] = 20,
+    device: Annotated[str, typer.Option(help="auto, cpu, or a GPU as cuda:0.")] = "cpu",
+    json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+) -> None:
+    """Time the curvature of a model here, against BackPACK and others that are installed.
+
+    Contestants take turns in one process, and each one's numbers are checked first.
+    """
+    _add_working_folder()
+    from .bench import command
+    from .models import ModelNotFound
+    from .server.device import DeviceNotFound, find_device
+
+    try:
+        command.bench(model, batch, quantity, threads, rounds, find_device(device), json)
+    except (ModelNotFound, DeviceNotFound, command.BenchFailed) as error:
+        raise _refusal(str(error)) from None
+
+
+@app.command()
 def models() -> None:
     """List the registered models."""
     from .models import available, resolve

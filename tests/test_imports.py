@@ -82,7 +82,8 @@ def test_a_package_imports_nothing_but(part: str, allowed: list[str]) -> None:
 @pytest.mark.parametrize(
     ("part", "banned"),
     [
-        ("curvserve", ["backpack", "tests", "benchmarks", "examples"]),
+        ("curvserve", ["tests", "benchmarks", "examples"]),
+        ("curvserve.bench", ["curvserve.sessions", "curvserve.server", "fastapi", "httpx"]),
         ("curvserve.sessions", ["curvserve.server", "fastapi", "starlette", "uvicorn", "httpx"]),
         ("curvserve.sessions.storage", ["asyncio", "threading", "curvserve_client.protocol"]),
         ("curvserve.models", ["curvserve.server", "curvserve.sessions", "fastapi", "starlette"]),
@@ -96,6 +97,13 @@ def test_a_package_never_imports(part: str, banned: list[str]) -> None:
         for module, names in imported(part).items()
     }
     assert {module: names for module, names in wrong.items() if names} == {}
+
+
+def test_only_the_benchmark_knows_the_peers_and_only_the_command_line_knows_it() -> None:
+    peers = ["backpack", "opacus", "curvlinops", "curvserve.bench"]
+    others = {m: n for m, n in imported("curvserve").items() if not within(m, "curvserve.bench")}
+    knowing = {m for m, names in others.items() if any(within(name, *peers) for name in names)}
+    assert knowing == {"curvserve.cli"}
 
 
 @pytest.mark.parametrize(

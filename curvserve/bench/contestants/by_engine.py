@@ -1,0 +1,49 @@
+"""This engine."""
+
+from ... import engine
+from ...engine import extensions
+from ..case import Task
+from .base import Contestant, Found, OnParameters
+
+
+class Hooks(OnParameters):
+    """`extend` and `backpack`, as a script written for BackPACK uses it."""
+
+    name = "hooks"
+    own = True
+
+    def __init__(self, task: Task) -> None:
+        """Extend the net and the loss."""
+        super().__init__(task)
+        engine.extend(self.net)
+        engine.extend(self.loss)
+
+    def run(self) -> None:
+        """Do one pass."""
+        extension = getattr(extensions, self.task.quantity)(**self.task.options)
+        with engine.backpack(extension):
+            super().run()
+
+
+class Evaluate(Contestant):
+    """One call, as a server computes."""
+
+    name = "evaluate"
+    own = True
+
+    def run(self) -> None:
+        """Do one pass."""
+        task = self.task
+        wanted = getattr(extensions, task.quantity)(**task.options)
+        self._result: engine.Evaluation | None = engine.evaluate(
+            task.net, task.loss, task.inputs, task.targets, ["grad", wanted]
+        )
+
+    def found(self) -> Found:
+        """Return what the call returned."""
+        assert self._result is not None
+        return self._result.quantities
+
+    def drop(self) -> None:
+        """Forget it."""
+        self._result = None
