@@ -18,7 +18,7 @@ from benchmarks.options import Options, Result
 from curvserve.bench import CONTESTANTS, Case, about, aligned, check, number, timed
 from curvserve.models.mnist_cnn import network
 
-NAMES = ("gradient", "evaluate", "BackPACK")
+NAMES = ("gradient", "compiled", "BackPACK")
 SECONDS = 1.5
 """For all rounds of a size."""
 
@@ -118,11 +118,11 @@ def part(options: Options) -> Iterator[Result]:
                 "exponents": exponents,
                 "over_peer": [
                     ours / peer
-                    for ours, peer in zip(times["evaluate"], times["BackPACK"], strict=True)
+                    for ours, peer in zip(times["compiled"], times["BackPACK"], strict=True)
                 ],
             }
         )
-    head = ["grows", "from", "to", "of", *NAMES, "evaluate/BackPACK"]
+    head = ["grows", "from", "to", "of", *NAMES, "compiled/BackPACK"]
     threads = options.threads[0]
     table = aligned(head, [_cells(each) for each in found])
     lines = [f"Exponents, CPU threads: {threads}", "", *table, ""]

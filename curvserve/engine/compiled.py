@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from curvserve.engine import context
-from curvserve.engine.draws import GivenDraws, Numbers, SeededDraws
+from curvserve.engine.draws import GivenDraws, GlobalDraws, Numbers, SeededDraws
 from curvserve.engine.evaluate import Evaluation, evaluate_with, resolve
 from curvserve.engine.losses import Draws
 from curvserve.engine.quantities import Quantity
@@ -72,7 +72,7 @@ class Evaluator:
         targets: Tensor,
         quantities: Sequence[str | Quantity],
         *,
-        seed: int,
+        seed: int | None = None,
         mc_samples: int = 1,
     ) -> Evaluation:
         """Computes the loss of a batch together with quantities of its parameters.
@@ -80,7 +80,7 @@ class Evaluator:
         Arguments, result and errors are those of :func:`curvserve.engine.evaluate`.
         """
         asked = resolve(quantities, mc_samples)
-        program = self._program(inputs, targets, asked)
+        program = self._program(inputs, targets, asked, seeded=seed is not None)
         program.calls += 1
         if program.refusal or program.calls <= self._eager_calls:
             return program.eager(inputs, targets, seed)
@@ -104,8 +104,11 @@ class Evaluator:
     def _known(self) -> list["_Program"]:
         return list(self._programs.values())  # another thread may ask while one begins
 
-    def _program(self, inputs: Tensor, targets: Tensor, asked: Asked) -> "_Program":
+    def _program(
+        self, inputs: Tensor, targets: Tensor, asked: Asked, *, seeded: bool
+    ) -> "_Program":
         key = (
+            seeded,
             _layout(inputs),
             _layout(targets),
             tuple((name, repr(quantity)) for name, quantity in asked.items()),
@@ -146,28 +149,26 @@ class _Program:
     verified: bool = False
     refusal: str | None = None
 
-    def eager(self, inputs: Tensor, targets: Tensor, seed: int) -> Evaluation:
+    def eager(self, inputs: Tensor, targets: Tensor, seed: int | None) -> Evaluation:
         """Evaluates, and notes what is drawn."""
-        draws: SeededDraws | None = None
 
-        def seeded(total: int, offset: int) -> Draws:
-            nonlocal draws
-            draws = SeededDraws(seed, total, offset)
-            return draws
+        def draws(total: int, offset: int) -> Draws:
+            if seed is None:
+                return GlobalDraws()
+            made = SeededDraws(seed, total, offset)
+            self.drawn, self.lines = made.taken, total
+            return made
 
-        found = evaluate_with(self.model, self.loss, inputs, targets, self.asked, seeded)
-        if draws is not None:
-            self.drawn, self.lines = draws.taken, draws.total
-        return found
+        return evaluate_with(self.model, self.loss, inputs, targets, self.asked, draws)
 
-    def run(self, inputs: Tensor, targets: Tensor, seed: int) -> Evaluation:
+    def run(self, inputs: Tensor, targets: Tensor, seed: int | None) -> Evaluation:
         """Evaluates by the program."""
         assert self.operations is not None and self.spec is not None
         with torch.no_grad():
             leaves = self.operations(inputs, targets, *self._numbers(seed))
         return Evaluation(*tree_unflatten(leaves, self.spec))
 
-    def made(self, inputs: Tensor, targets: Tensor, seed: int) -> Evaluation:
+    def made(self, inputs: Tensor, targets: Tensor, seed: int | None) -> Evaluation:
         """Evaluates eagerly, then makes the program; whatever that changes is put back."""
         with self._undone():
             try:
@@ -176,7 +177,7 @@ class _Program:
                 self.refusal = _reason(error)
         return self.eager(inputs, targets, seed)
 
-    def compared(self, inputs: Tensor, targets: Tensor, seed: int) -> Evaluation:
+    def compared(self, inputs: Tensor, targets: Tensor, seed: int | None) -> Evaluation:
         """Evaluates eagerly, and by the program to see whether that gives the same bits."""
         with self._undone():
             own = [*_leaves(self.run(inputs, targets, seed)), *_copies(self.model)]
@@ -188,11 +189,12 @@ class _Program:
             self.operations = None
         return found
 
-    def _make(self, inputs: Tensor, targets: Tensor, seed: int) -> None:
+    def _make(self, inputs: Tensor, targets: Tensor, seed: int | None) -> None:
         def flat(x: Tensor, y: Tensor, *given: Tensor) -> list[Tensor]:
-            found = evaluate_with(
-                self.model, self.loss, x, y, self.asked, lambda total, _: GivenDraws(total, given)
-            )
+            def draws(total: int, offset: int) -> Draws:
+                return GlobalDraws() if seed is None else GivenDraws(total, given)
+
+            found = evaluate_with(self.model, self.loss, x, y, self.asked, draws)
             leaves, self.spec = tree_flatten((found.loss, found.outputs, found.quantities))
             if any(not isinstance(leaf, Tensor) for leaf in leaves):
                 raise TypeError("a result is not a tensor")
@@ -211,7 +213,9 @@ class _Program:
         made.recompile()
         self.operations = made
 
-    def _numbers(self, seed: int) -> list[Tensor]:
+    def _numbers(self, seed: int | None) -> list[Tensor]:
+        if seed is None:
+            return []
         draws = SeededDraws(seed, self.lines)
         return [draws.numbers(*numbers) for numbers in self.drawn]
 

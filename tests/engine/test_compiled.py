@@ -60,6 +60,19 @@ def test_it_has_the_bits_of_the_eager_pass(name: str) -> None:
         assert evaluator.compiled() == 1, evaluator.refusals()
 
 
+@pytest.mark.parametrize("quantity", ["diag_ggn_mc", "kflr", "kfac"])
+def test_draws_from_the_global_generator_are_the_eager_ones(quantity: str) -> None:
+    case = make("mlp")
+    evaluator = Evaluator(case.model, case.loss, eager_calls=1)
+    for number in range(4):
+        torch.manual_seed(number)
+        own, after = evaluator(case.inputs, case.targets, [quantity]), torch.rand(1)
+        torch.manual_seed(number)
+        wanted = evaluate(case.model, case.loss, case.inputs, case.targets, [quantity])
+        assert same_bits(own, wanted) and after == torch.rand(1)
+    assert evaluator.compiled() == 1
+
+
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_every_quantity_has_the_bits_of_the_eager_pass(quantity: str) -> None:
     case = make("mlp")

@@ -3,7 +3,7 @@
 from .base import Contestant, Found, Value
 from .by_backpack import BackPACK, ChannelsLast
 from .by_curvlinops import Curvlinops
-from .by_engine import Evaluate, Hooks
+from .by_engine import Compiled, Evaluate, Hooks
 from .by_func import TorchFunc
 from .by_loop import Loop
 from .by_opacus import Opacus
@@ -15,6 +15,7 @@ CONTESTANTS: dict[str, type[Contestant]] = {
         Gradient,
         Hooks,
         Evaluate,
+        Compiled,
         BackPACK,
         ChannelsLast,
         TorchFunc,

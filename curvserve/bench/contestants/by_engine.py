@@ -26,7 +26,7 @@ class Hooks(OnParameters):
 
 
 class Evaluate(Contestant):
-    """One call, as a server computes."""
+    """One call, without hooks left behind."""
 
     name = "evaluate"
     own = True
@@ -47,3 +47,22 @@ class Evaluate(Contestant):
     def drop(self) -> None:
         """Forget it."""
         self._result = None
+
+
+class Compiled(Evaluate):
+    """The same by a program for the shape of the batch, as a server computes."""
+
+    name = "compiled"
+
+    def __init__(self, task: Task) -> None:
+        """Make the program; it is held against an eager pass then."""
+        super().__init__(task)
+        self._evaluator = engine.Evaluator(task.net, task.loss, eager_calls=1)
+        for _ in range(3):
+            self.run()
+
+    def run(self) -> None:
+        """Do one pass."""
+        task = self.task
+        wanted = getattr(extensions, task.quantity)(**task.options)
+        self._result = self._evaluator(task.inputs, task.targets, ["grad", wanted])
