@@ -23,6 +23,7 @@ __all__ = [
     "disable",
     "enter",
     "holds",
+    "is_tracing",
     "own_passes",
     "recording",
     "restore",
@@ -127,6 +128,11 @@ def holds(condition: Tensor) -> bool:
     results show whether it did.
     """
     return _state().tracing or bool(condition)
+
+
+def is_tracing() -> bool:
+    """Whether a program is traced."""
+    return _state().tracing
 
 
 @contextmanager

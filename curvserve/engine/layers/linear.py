@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor, einsum, nn
+from torch import Tensor, nn
 
+from curvserve.engine import results
 from curvserve.engine.layers import contractions
 from curvserve.engine.layers.base import LayerRule
 
@@ -22,7 +23,10 @@ class Linear(LayerRule):
         a, s = positions(a), positions(s)
         if name == "bias":
             return s.sum(1)
-        return einsum("nto,nti->noi", s, a)
+        found = results.empty((len(s), s.shape[2], a.shape[2]), s)
+        if s.shape[1] == 1:
+            return torch.mul(s.mT, a, out=found)
+        return torch.bmm(s.mT, a, out=found)
 
     def square_sum(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
         """See the base class."""
