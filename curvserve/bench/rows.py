@@ -11,7 +11,7 @@ from .checks import check
 from .contestants import CONTESTANTS, Contestant
 from .timing import Timed, measure
 
-OURS, PEER = "compiled", "BackPACK"
+OURS, PEER = "served", "BackPACK"
 
 
 @dataclass(frozen=True)
