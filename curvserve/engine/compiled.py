@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
@@ -29,6 +30,8 @@ _EAGER_CALLS = 8
 
 _SHAPES_KEPT = 16
 _MOST_OPERATIONS = 20_000
+
+_MASK = torch.empty(0, dtype=torch.bool)
 
 Asked = Mapping[str, Quantity | None]
 
@@ -205,7 +208,7 @@ class _Program:
         if (count := len(made.graph.nodes)) > _MOST_OPERATIONS:
             raise ValueError(f"{count} operations are more than {_MOST_OPERATIONS}")
         for node in made.graph.nodes:
-            if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+            if _is_shaped_by_values(node):
                 raise ValueError(f"the values decide what shape {node.target} returns")
             if node.target is torch.ops.aten.alias.default:
                 node.replace_all_uses_with(node.args[0])
@@ -229,6 +232,13 @@ class _Program:
         with torch.no_grad():
             for buffer, value in zip(self.model.buffers(), before, strict=True):
                 buffer.copy_(value)
+
+
+def _is_shaped_by_values(node: Node) -> bool:
+    if node.target is torch.ops.aten.index.Tensor:  # by a mask, not by numbers
+        kinds = [i.meta.get("val", _MASK).dtype for i in node.args[1] if i is not None]  # type: ignore[union-attr]
+        return not {torch.bool, torch.uint8}.isdisjoint(kinds)
+    return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
 
 
 def _reason(error: Exception) -> str:

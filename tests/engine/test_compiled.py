@@ -180,3 +180,30 @@ def test_what_no_program_can_hold_stays_eager(
             assert same_bits(own, evaluate(model, nn.CrossEntropyLoss(), x, y, ["grad"], seed=seed))
     assert evaluator.compiled() == 0
     assert reason in evaluator.refusals()[0]
+
+
+class Chosen(nn.Module):
+    """Looks at some of its features, by their numbers or by a mask."""
+
+    def __init__(self, chosen: Tensor) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+        self.register_buffer("chosen", chosen)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x[:, self.chosen])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "programs"),
+    [(torch.tensor([0, 3]), 1), (torch.tensor([True, False, False, True]), 0)],
+)
+def test_numbers_that_choose_leave_the_shape_alone_and_masks_do_not(
+    chosen: Tensor, programs: int
+) -> None:
+    model = Chosen(chosen)
+    evaluator = Evaluator(model, nn.CrossEntropyLoss(), eager_calls=1)
+    for x, y in batches(8, 4, count=4):
+        own = evaluator(x, y, ["grad"], seed=0)
+        assert same_bits(own, evaluate(model, nn.CrossEntropyLoss(), x, y, ["grad"], seed=0))
+    assert evaluator.compiled() == programs

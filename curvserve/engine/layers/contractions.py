@@ -55,8 +55,12 @@ def _pairs(a: Tensor, columns: Sequence[Tensor]) -> Tensor:
     """``sum_n sum_(t <= u) c s_t s_u (a_t a_u)``, with c = 2 where t < u."""
     first, second = torch.triu_indices(a.shape[1], a.shape[1], device=a.device)
     twice = torch.where(first == second, 1, 2).to(a.dtype).unsqueeze(1)
-    left = _added([s[:, first] * s[:, second] for s in columns]) * twice
-    return left.flatten(0, 1).T @ (a[:, first] * a[:, second]).flatten(0, 1)
+
+    def products(t: Tensor) -> Tensor:
+        return t.index_select(1, first) * t.index_select(1, second)
+
+    left = _added([products(s) for s in columns]) * twice
+    return left.flatten(0, 1).T @ products(a).flatten(0, 1)
 
 
 def _one_by_one(a: Tensor, columns: Sequence[Tensor]) -> Tensor:
