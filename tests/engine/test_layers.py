@@ -278,7 +278,7 @@ def test_norms_over_the_batch_are_refused(kind: type[nn.Module], running: bool) 
     assert all(not hasattr(p, "grad_batch") for p in model.parameters())
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.data())
 def test_any_convolution(data: st.DataObject) -> None:
     draw = data.draw
@@ -293,12 +293,13 @@ def test_any_convolution(data: st.DataObject) -> None:
     ]
     mode = draw(st.sampled_from(["zeros", "circular", "replicate", "reflect"]))
     padding = [draw(st.integers(0, min(2, size - 1))) for size in sizes]
+    maps = groups * draw(st.integers(1, 2))
     layer = kind(
-        2 * groups, groups * draw(st.integers(1, 2)), kernel, padding=padding, groups=groups,
+        maps, groups * draw(st.integers(1, 2)), kernel, padding=padding, groups=groups,
         stride=[draw(st.integers(1, 2)) for _ in range(space)], dilation=dilation,
         bias=draw(st.booleans()), padding_mode=mode,
     )  # fmt: skip
-    x = torch.randn(2, 2 * groups, *sizes)
+    x = torch.randn(2, maps, *sizes)
     model = nn.Sequential(layer, nn.Flatten(), nn.Linear(layer(x)[0].numel(), 3)).double()
     check(Case(model, x.double(), classes(2, 3), nn.CrossEntropyLoss()))
 
@@ -314,8 +315,9 @@ def test_any_transposed_convolution(data: st.DataObject) -> None:
     kernel = [draw(st.integers(1, 3)) for _ in axes]
     stride, dilation = ([draw(st.integers(1, 2)) for _ in axes] for _ in range(2))
     larger = [max(d, s) for d, s in zip(dilation, stride, strict=True)]
+    maps = groups * draw(st.integers(1, 2))
     layer = kind(
-        2 * groups, groups * draw(st.integers(1, 2)), kernel, stride=stride, dilation=dilation,
+        maps, groups * draw(st.integers(1, 2)), kernel, stride=stride, dilation=dilation,
         padding=[draw(st.integers(0, d * (k - 1))) for d, k in zip(dilation, kernel, strict=True)],
         output_padding=[draw(st.integers(0, most - 1)) for most in larger],
         groups=groups, bias=draw(st.booleans()),
