@@ -100,7 +100,7 @@ def test_a_demo_without_its_data_is_told_what_is_expected() -> None:
 def test_a_server_announces_itself_and_ends_cleanly_on_a_signal(
     number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with serving() as server:
+    with serving(cold=True) as server:
         assert server.announcement == f"curvserve: serving mnist_cnn at {server.address}\n"
         assert httpx.get(f"{server.address}/readyz").json() == {"status": "ready"}
         server.process.send_signal(number)
