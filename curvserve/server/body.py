@@ -83,7 +83,8 @@ async def receive(
     cap = _cap(kind, limits, tensor_bytes)
     declared = _declared_length(request, cap)
     bodies.check_room(declared or 0)
-    digest = xxhash.xxh3_128(f"{request.method} {request.url.path}?{request.url.query}\n".encode())
+    target = f"{request['path']}?".encode() + request["query_string"]
+    digest = xxhash.xxh3_128(request.method.encode() + b" " + target + b"\n")
     with bodies.share() as take:
         async with bodies.arriving(limits.body_seconds):
             data = await _collect(request, cap, take, digest)
