@@ -87,7 +87,7 @@ class SocketTransport(httpx.BaseTransport):
         )
 
     def exchange(
-        self, sent: "_Sent", extensions: Mapping[str, Any]
+        self, sent: _Sent, extensions: Mapping[str, Any]
     ) -> tuple[http.client.HTTPResponse, "_Body"]:
         """Send a request; return the head of its answer, and its body, still to be read."""
         timeouts: Timeouts = extensions.get("timeout", {})
@@ -197,16 +197,17 @@ class SocketClient:
         method: str,
         url: str,
         *,
-        params: Mapping[str, str] | None,
-        headers: Mapping[str, str],
-        content: Iterable[bytes] | None,
-        extensions: Mapping[str, Any],
-        follow_redirects: bool,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        content: Iterable[bytes] | None = None,
+        extensions: Mapping[str, Any] | None = None,
+        follow_redirects: bool = False,
     ) -> Iterator[httpx.Response]:
         """Send a request, and yield what `Link` reads of a response; see `httpx.Client.stream`."""
         place, host, target = _located(url)
         query = f"?{urlencode(params)}" if params else ""
-        lines = {"Host": host, "User-Agent": _AGENT, **headers}
+        extensions = extensions or {}
+        lines = {"Host": host, "User-Agent": _AGENT, **(headers or {})}
         sent = _Sent(place, method, target + query, lines.items(), content or ())
         answer, body = self._transport.exchange(sent, extensions)
         found = SimpleNamespace(
