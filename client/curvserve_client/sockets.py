@@ -207,7 +207,8 @@ class SocketClient:
         place, host, target = _located(url)
         query = f"?{urlencode(params)}" if params else ""
         extensions = extensions or {}
-        lines = {"Host": host, "User-Agent": _AGENT, **(headers or {})}
+        # the default, and said all the same: what stands between may look for the line to change it
+        lines = {"Host": host, "User-Agent": _AGENT, "Connection": "keep-alive", **(headers or {})}
         sent = _Sent(place, method, target + query, lines.items(), content or ())
         answer, body = self._transport.exchange(sent, extensions)
         found = SimpleNamespace(

@@ -146,6 +146,13 @@ def test_a_password_in_the_url_is_sent() -> None:
         assert server.requests[0].headers["authorization"] == "Basic dXNlcjp3b3Jk"
 
 
+def test_a_call_says_that_its_connection_is_kept() -> None:
+    with answering(http_json({"models": []})) as server:
+        with Client(server.url) as client:
+            client.models()
+        assert server.requests[0].headers["connection"] == "keep-alive"
+
+
 def test_a_line_break_in_a_header_is_not_sent() -> None:
     lines = {"X-Run": "a\r\nX-Other: b"}
     with answering(http_json({"models": []})) as server:
