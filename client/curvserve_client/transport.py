@@ -13,7 +13,7 @@ import httpx
 from .errors import CurvserveError
 from .link import LIMITS, Attempts, Link
 from .messages import Answer, Request
-from .sockets import SocketTransport
+from .sockets import SocketClient, SocketTransport
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class Transport:
         """
         self.link = Link(url, timeout, http, api_key)
         self._owned = http is None
-        self._http = http or httpx.Client(transport=_transport(self.link), limits=LIMITS)
+        self._http = http or _client(self.link)
 
     def send(self, request: Request[T]) -> T:
         """Send a request, again where `retries` says so, and return what its answer holds.
@@ -121,11 +121,13 @@ class AsyncTransport:
             return receiver.answer()
 
 
-def _transport(link: Link) -> SocketTransport | None:
-    """Return what reaches the server; None for httpx's own, which knows proxies."""
-    if link.uds is None and _is_behind_a_proxy(link.address):
-        return None
-    return SocketTransport(uds=link.uds)
+def _client(link: Link) -> httpx.Client | SocketClient:
+    """Return what reaches the server: httpx where that takes a proxy, a password or a query."""
+    if link.uds is None:
+        url = httpx.URL(link.address)
+        if _is_behind_a_proxy(link.address) or url.userinfo or url.query:
+            return httpx.Client(limits=LIMITS)
+    return SocketClient(SocketTransport(uds=link.uds))
 
 
 def _is_behind_a_proxy(address: str) -> bool:

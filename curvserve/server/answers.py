@@ -15,7 +15,7 @@ from .. import phases
 from ..failpoints import reached
 from .body import JSON
 
-CHUNK = 256 * 1024
+CHUNK = 1024 * 1024
 """Bytes handed to the socket at a time; more only piles up in its buffer."""
 
 

@@ -10,7 +10,6 @@ import torch
 from curvserve_client.wire import MEDIA_TYPE
 from fastapi import Request
 
-from .. import phases
 from ..models.batch import check_layout
 from ..sessions import Session, Tensors
 from . import tensors
@@ -90,9 +89,5 @@ async def receive_tensors(
     """
     session.check_capacity()
     async with receive(request, context.limits, context.bodies, size) as body:
-
-        async def read() -> Tensors:
-            with phases.measure("decode"):
-                return await tensors.read(body, check, dtypes)
-
+        read = partial(tensors.read, body, check, dtypes)
         yield Arrived(body, read, Caller(request, context.limits))

@@ -4,11 +4,11 @@
 service is a problem document, and it knows one cap, where ours follow from the model.
 """
 
-import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import xxhash
 from curvserve_client.errors import (
     BodyTooLarge,
     LengthRequired,
@@ -31,7 +31,8 @@ class Body:
     Attributes:
         data: its bytes.
         media_type: `application/json` or that of safetensors.
-        fingerprint: SHA-256 of method, path, query and bytes.
+        fingerprint: XXH3-128 of method, path, query and bytes: tells a retry from another request,
+            and is no defence against a caller who deceives itself.
     """
 
     data: bytearray
@@ -82,7 +83,8 @@ async def receive(
     cap = _cap(kind, limits, tensor_bytes)
     declared = _declared_length(request, cap)
     bodies.check_room(declared or 0)
-    digest = hashlib.sha256(f"{request.method} {request.url.path}?{request.url.query}\n".encode())
+    target = f"{request['path']}?".encode() + request["query_string"]
+    digest = xxhash.xxh3_128(request.method.encode() + b" " + target + b"\n")
     with bodies.share() as take:
         async with bodies.arriving(limits.body_seconds):
             data = await _collect(request, cap, take, digest)
@@ -92,7 +94,7 @@ async def receive(
 
 
 async def _collect(
-    request: Request, cap: int, take: Callable[[int], None], digest: "hashlib._Hash"
+    request: Request, cap: int, take: Callable[[int], None], digest: xxhash.xxh3_128
 ) -> bytearray:
     data = bytearray()
     async for chunk in request.stream():

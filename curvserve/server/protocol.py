@@ -6,6 +6,7 @@ nothing of the application runs meanwhile, so the deadlines have to be here.
 
 import asyncio
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
@@ -23,6 +24,7 @@ def protocol_class(head_seconds: float, stall_seconds: float) -> type[H11Protoco
         _stalled: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            self.conn = _Connection(h11.SERVER)
             super().connection_made(transport)
             self._expect_head()
 
@@ -61,3 +63,25 @@ def protocol_class(head_seconds: float, stall_seconds: float) -> type[H11Protoco
                 self._stalled = None
 
     return DeadlineProtocol
+
+
+class _Connection(h11.Connection):
+    """Hands bodies on as they lie in memory, and a head together with what follows it."""
+
+    _head = b""
+
+    def send(self, event: h11.Event) -> bytes | None:  # type: ignore[override]  # one of three
+        """Return what is to be written; see `h11.Connection.send`."""
+        parts = self.send_with_data_passthrough(event)
+        if parts is None:
+            return None
+        if isinstance(event, h11.Response) and _has_length(event):
+            self._head = b"".join(parts)
+            return b""
+        if self._head:
+            parts, self._head = [self._head, *parts], b""
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _has_length(answer: h11.Response) -> bool:
+    return any(name == b"content-length" for name, _ in answer.headers)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from curvserve_client.errors import InvalidBatch, MalformedBody
 from curvserve_client.types import ParameterSpec, dtype_name
-from curvserve_client.wire import decode, read_header
+from curvserve_client.wire import decode
 from torch import Tensor
 
 from .. import phases
@@ -56,9 +56,7 @@ async def read(body: Body, check: LayoutCheck, dtypes: Mapping[str, torch.dtype]
         if body.media_type == JSON:
             # number by number in Python: slow, so not on the event loop
             return await asyncio.to_thread(_from_json, body.data, check, dtypes)
-        infos, _ = read_header(body.data)
-        check(infos)
-        return decode(body.data)[0]
+        return decode(body.data, check)[0]
 
 
 def check_parameters(current: Tensors, given: Mapping[str, Described]) -> None:

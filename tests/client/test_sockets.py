@@ -8,7 +8,7 @@ import pytest
 import torch
 from curvserve_client import Client, protocol, wire
 from curvserve_client.buffers import BufferPool
-from curvserve_client.sockets import BUFFERS, SocketTransport
+from curvserve_client.sockets import BUFFERS, SocketClient, SocketTransport
 from curvserve_client.transport import Transport
 
 from .servers import Peer, answering, closed_port, http, http_json, serving
@@ -137,6 +137,30 @@ def test_a_server_that_does_not_answer_meets_the_timeout(client: httpx.Client) -
 
     with serving(silent) as server, pytest.raises(httpx.ReadTimeout):
         client.get(server.url, timeout=0.2)
+
+
+def test_a_password_in_the_url_is_sent() -> None:
+    with answering(http_json({"models": []})) as server:
+        with Client(server.url.replace("//", "//user:word@")) as client:
+            assert client.models() == []
+        assert server.requests[0].headers["authorization"] == "Basic dXNlcjp3b3Jk"
+
+
+def test_a_call_says_that_its_connection_is_kept() -> None:
+    with answering(http_json({"models": []})) as server:
+        with Client(server.url) as client:
+            client.models()
+        assert server.requests[0].headers["connection"] == "keep-alive"
+
+
+def test_a_line_break_in_a_header_is_not_sent() -> None:
+    lines = {"X-Run": "a\r\nX-Other: b"}
+    with answering(http_json({"models": []})) as server:
+        client = SocketClient(SocketTransport())
+        with pytest.raises(ValueError), client.stream("GET", server.url, headers=lines):
+            pass
+        client.close()
+    assert not server.requests
 
 
 def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -39,7 +39,9 @@ def read_header(body: Buffer) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     return {info.name: info for info in found}, metadata
 
 
-def decode(body: Buffer) -> tuple[dict[str, Tensor], dict[str, str]]:
+def decode(
+    body: Buffer, check: Callable[[Mapping[str, TensorInfo]], object] | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a body's tensors as views of its bytes.
 
     The tensors share the body's memory and keep it alive: write to one and the body changes. Only a
@@ -47,6 +49,7 @@ def decode(body: Buffer) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Args:
         body: the whole body.
+        check: called with what the header says, before any tensor is made; raises to refuse.
 
     Returns:
         name -> tensor on the CPU, and the metadata.
@@ -55,6 +58,8 @@ def decode(body: Buffer) -> tuple[dict[str, Tensor], dict[str, str]]:
         MalformedBody: as `read_header`, or a BOOL tensor holds a byte other than 0 and 1.
     """
     infos, metadata = read_header(body)
+    if check is not None:
+        check(infos)
     view = memoryview(body).cast("B")
     if view.readonly:
         view = memoryview(bytearray(view))

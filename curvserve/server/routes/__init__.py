@@ -5,13 +5,13 @@ from fastapi import APIRouter
 from . import checkpoints, compute, halves, history, metrics, models, parameters, probes, sessions
 
 ROUTERS: tuple[APIRouter, ...] = (
+    compute.router,  # first, because a path is looked for in this order
+    halves.router,
+    parameters.router,
     probes.router,
     metrics.router,
     models.router,
     sessions.router,
-    parameters.router,
-    compute.router,
-    halves.router,
     checkpoints.router,
     history.router,
 )

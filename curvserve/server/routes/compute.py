@@ -15,10 +15,11 @@ from ..answers import json_answer, tensor_answer
 from ..batches import BATCH, receive_batch
 from ..changes import OPTIONS, change_of, options_of, receipt_answer
 from ..context import Context, InContext, InSession
+from ..direct import DirectRoute
 from ..openapi import BODY, CHANGE, FILE_OR_JSON, WORK, done, problems
 from ..preconditions import PRECONDITION, PRECONDITIONS
 
-router = APIRouter(prefix="/v1/sessions/{name}", tags=["compute"])
+router = APIRouter(prefix="/v1/sessions/{name}", tags=["compute"], route_class=DirectRoute)
 
 MAX_MC_SAMPLES = 1024
 

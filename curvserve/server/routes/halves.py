@@ -13,12 +13,13 @@ from ..body import receive
 from ..caller import Caller
 from ..changes import change_of, receipt_answer
 from ..context import InContext, InSession
+from ..direct import DirectRoute
 from ..documents import parse, request_body
 from ..openapi import BODY, CHANGE, WORK, done, problems
 from ..preconditions import PRECONDITIONS
 from .compute import COMPUTE
 
-router = APIRouter(prefix="/v1/sessions/{name}", tags=["compute"])
+router = APIRouter(prefix="/v1/sessions/{name}", tags=["compute"], route_class=DirectRoute)
 
 
 Options = dict[str, bool | int | float]

@@ -13,10 +13,13 @@ from ..batches import receive_tensors
 from ..body import JSON
 from ..changes import change_of, receipt_answer
 from ..context import InContext, InSession
+from ..direct import DirectRoute
 from ..openapi import BODY, CHANGE, FILE_OR_JSON, TENSORS, WORK, Responses, done, problems
 from ..preconditions import CACHED, PRECONDITIONS
 
-router = APIRouter(prefix="/v1/sessions/{name}/parameters", tags=["parameters"])
+router = APIRouter(
+    prefix="/v1/sessions/{name}/parameters", tags=["parameters"], route_class=DirectRoute
+)
 
 
 @dataclass(frozen=True)
