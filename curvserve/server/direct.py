@@ -14,7 +14,7 @@ from .context import current_context, current_session
 class DirectRoute(APIRoute):
     """A route that calls its function itself where request, session and context are all it takes.
 
-    FastAPI takes 0.1 ms more for the same dependencies; docs/decisions/0020 has the figures.
+    FastAPI takes 0.1 ms more for the same dependencies; docs/decisions/0023 has the figures.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
