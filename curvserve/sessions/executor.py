@@ -20,7 +20,7 @@ from ..models import Model
 from ..phases import Phases
 from . import jobs, steps
 from .pending import Pending, Reduction
-from .replica import Replica, initial_tensors
+from .replica import EAGER, Replica, initial_tensors
 from .state import SessionState, Tensors
 
 P = ParamSpec("P")
@@ -122,7 +122,7 @@ class InlineExecutor:
     def describe(self, model: str) -> str:
         """See `Executor`."""
         replica = self._replicas.get(model)
-        return "not used so far" if replica is None else replica.describe()
+        return EAGER if replica is None else replica.describe()
 
     async def initial_tensors(self, model: str, seed: int) -> tuple[Tensors, Tensors]:
         """See `Executor`."""

@@ -10,6 +10,8 @@ from ..models import Model
 from .seeding import OwnGenerator
 from .state import SessionState, Tensors
 
+EAGER = "eager so far"
+
 
 @dataclass(frozen=True)
 class Replica:
@@ -52,7 +54,7 @@ class Replica:
         """Tell how batches are computed."""
         programs, refusals = self.evaluator.compiled(), self.evaluator.refusals()
         parts = [f"programs: {programs}"] if programs else []
-        return "; ".join([*parts, *(f"eager: {reason}" for reason in refusals)]) or "eager so far"
+        return "; ".join([*parts, *(f"eager: {reason}" for reason in refusals)]) or EAGER
 
     def buffers(self) -> Tensors:
         """Return the buffers as the last pass left them; the next `bind` takes others."""

@@ -322,7 +322,7 @@ def test_any_transposed_convolution(data: st.DataObject) -> None:
         output_padding=[draw(st.integers(0, most - 1)) for most in larger],
         groups=groups, bias=draw(st.booleans()),
     )  # fmt: skip
-    x = torch.randn(2, 2 * groups, *(draw(st.integers(3, 4)) for _ in axes))
+    x = torch.randn(2, maps, *(draw(st.integers(3, 4)) for _ in axes))
     model = nn.Sequential(layer, nn.Flatten(), nn.Linear(layer(x)[0].numel(), 3)).double()
     check(Case(model, x.double(), classes(2, 3), nn.CrossEntropyLoss()))
 
