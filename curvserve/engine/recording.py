@@ -21,9 +21,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from curvserve.engine import context, layers
 
-__all__ = ["Call", "attached", "calls_ending_at", "is_attached", "record_module"]
+__all__ = ["Call", "attached", "calls_ending_at", "is_attached", "map_call", "record_module"]
 
-_KEY = "curvserve.calls"
+_KEY, _MAPS = "curvserve.calls", "curvserve.maps"
 _order = itertools.count()
 
 
@@ -42,6 +42,8 @@ class Call:
             rule never needs them.
         versions: The version counters of the tensors in ``args``, ``kwargs`` and ``outputs``.
         differentiated: Whether a backward pass with ``create_graph=True`` came by its results.
+        searched: Whether linear maps inside of it are layers of their own, see :mod:`.maps`.
+        rule: Of a linear map that was found so, its rule.
     """
 
     module: nn.Module
@@ -53,6 +55,8 @@ class Call:
     outputs: tuple[Tensor, ...] = ()
     versions: tuple[int, ...] = ()
     differentiated: bool = False
+    searched: bool = False
+    rule: layers.LayerRule | None = None
 
     def tensors(self) -> list[Tensor]:
         """All tensors in the arguments, in a fixed order."""
@@ -80,6 +84,26 @@ def calls_ending_at(node: Node) -> list[tuple[Call, int, int]]:
     """
     calls: list[tuple[Call, int, int]] = _metadata(node).get(_KEY, [])
     return calls
+
+
+def map_call(node: Node, module: nn.Module, rule: layers.LayerRule, a: Tensor) -> Call:
+    """The call that stands for a linear map: one for each, however often the graph is read.
+
+    Args:
+        node: The node that makes its result.
+        module: The module that owns its parameters.
+        rule: The rule.
+        a: Its input.
+    """
+    known: list[Call] = _metadata(node).setdefault(_MAPS, [])
+    for call in known:
+        if call.module is module and call.rule == rule:
+            return call
+    start = node._sequence_nr()
+    made = Call(module, (a,), {}, start, start + 1, order=-1, versions=_versions([a], ()))
+    made.rule = rule
+    known.append(made)
+    return made
 
 
 def _metadata(node: Node) -> dict[str, Any]:
@@ -115,19 +139,27 @@ def _after_forward(
     results = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
     if start is None or not any(t.grad_fn is not None for t in results):
         return
+    rule = layers.find(module)
     call = Call(
         module,
         tree_map_only(Tensor, Tensor.detach, args),
         tree_map_only(Tensor, Tensor.detach, kwargs),
         start,
         _get_sequence_nr(),
-        outputs=() if layers.find(module) else tuple(t.detach() for t in results),
+        outputs=() if rule else tuple(t.detach() for t in results),
+        searched=not rule and not isinstance(module, nn.RNNBase) and _saves_plainly(),
     )
     call.versions = _versions(call.tensors(), call.outputs)
     for index, result in enumerate(results):
         if result.grad_fn is not None:
             entries = _metadata(result.grad_fn).setdefault(_KEY, [])
             entries.append((call, index, result.output_nr))
+
+
+def _saves_plainly() -> bool:
+    """Whether autograd keeps what it saves as it is (and no checkpoint computes it again)."""
+    autograd: Any = torch._C._autograd  # not declared to type checkers
+    return autograd._top_saved_tensors_default_hooks(True) is None
 
 
 def is_attached(module: nn.Module) -> bool:

@@ -1,0 +1,161 @@
+"""Finds linear maps by parameters of modules without a rule: ``F.linear`` in anyone's ``forward``.
+
+In the graph they are layers of their own, attention's projections too: the product knows its
+input, and autograd brings the cotangent to its result. So a module that makes nothing else of its
+parameters is never replayed, and may draw random numbers.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from curvserve.engine.layers.affine import Affine
+from curvserve.engine.recording import Call, map_call
+
+__all__ = ["LEADS", "Consumer", "linear_maps"]
+
+Consumer = tuple[Node, int, int]
+"""A node that takes something in, as which of its inputs, and which result of the producer."""
+
+_CAST, _TURN, _ADD = "ToCopyBackward0", "TBackward0", "AddBackward0"
+_SPLITS = ("SplitBackward0", "SplitWithSizesBackward0")
+_PRODUCTS = {"MmBackward0": (1, "_saved_self"), "AddmmBackward0": (2, "_saved_mat1")}
+"""Which input is the matrix, and by what name the other factor is saved."""
+
+LEADS = frozenset({_CAST, _TURN, *_SPLITS})
+"""The nodes that can lie between a parameter and its map."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Map:
+    """Some lines of a parameter as the matrix or the shift of a linear map.
+
+    Attributes:
+        node: The node that makes the result.
+        owner: The call in which it lies, of a module that owns the parameter.
+        parameter: The parameter.
+        lines: The lines.
+        input: What the matrix is applied to; for a shift a blank.
+    """
+
+    node: Node
+    owner: Call
+    parameter: Tensor
+    lines: range
+    input: Tensor
+
+
+def linear_maps(
+    calls: Sequence[Call],
+    entries: Sequence[tuple[Tensor, Consumer]],
+    consumers: Mapping[Node, Sequence[Consumer]],
+) -> tuple[list[tuple[Node, Call]], list[tuple[Tensor, int]]]:
+    """Takes the linear maps out of the calls of modules without a rule.
+
+    Args:
+        calls: The recorded calls.
+        entries: The parameters, and what takes each in.
+        consumers: For each node of ``LEADS`` what takes in its results.
+
+    Returns:
+        For each node that makes the result of a map a call that stands for it; and all uses of
+        parameters with the sequence number of the node, where a use is a map of that node.
+    """
+    searched = [call for call in calls if call.searched]
+    maps: dict[tuple[Node, Call], list[_Map]] = {}
+    uses: list[tuple[Tensor, int]] = []
+    for parameter, entry in entries:
+        found = list(_maps(parameter, entry, consumers, calls)) if searched else [None]
+        if not all(found):
+            uses.append((parameter, entry[0]._sequence_nr()))
+            continue
+        for each in found:
+            assert each is not None
+            uses.append((parameter, each.node._sequence_nr()))
+            maps.setdefault((each.node, each.owner), []).append(each)
+    return [(node, _call(node, owner, own)) for (node, owner), own in maps.items()], uses
+
+
+def _maps(
+    parameter: Tensor,
+    entry: Consumer,
+    consumers: Mapping[Node, Sequence[Consumer]],
+    calls: Sequence[Call],
+) -> Iterator[_Map | None]:
+    """The maps that one use of a parameter leads to, None for whatever else it leads to."""
+    if parameter.dim() not in (1, 2):
+        yield None
+        return
+    for end in _ends(entry, consumers, range(len(parameter)), parameter.dim() == 2):
+        owner = _owner(parameter, end[0], calls) if end else None
+        a = _input(parameter, *end) if end and owner else None
+        yield None if a is None else _Map(end[0], owner, parameter, end[1], a)
+
+
+def _ends(
+    at: Consumer,
+    consumers: Mapping[Node, Sequence[Consumer]],
+    lines: range,
+    matrix: bool,
+    turned: bool = False,
+) -> Iterator[tuple[Node, range] | None]:
+    """The nodes that use some lines of a parameter as a matrix (transposed) or as a shift."""
+    node, index, _ = at
+    name = node.name()
+    if name in _PRODUCTS:
+        right = turned == matrix and index == (_PRODUCTS[name][0] if matrix else 0)
+        yield (node, lines) if right else None
+    elif name == _ADD:
+        yield None if matrix else (node, lines)
+    elif name in LEADS and not (name in _SPLITS and (turned or node._saved_dim)):
+        for consumer in consumers[node]:
+            part = lines[_chosen(node, consumer[2])] if name in _SPLITS else lines
+            yield from _ends(consumer, consumers, part, matrix, turned != (name == _TURN))
+    else:
+        yield None
+
+
+def _chosen(node: Any, number: int) -> slice:
+    """Which lines one result of a split has."""
+    if node.name() == _SPLITS[0]:
+        return slice(number * node._saved_split_size, (number + 1) * node._saved_split_size)
+    start = sum(node._saved_split_sizes[:number])
+    return slice(start, start + node._saved_split_sizes[number])
+
+
+def _owner(parameter: Tensor, node: Node, calls: Sequence[Call]) -> Call | None:
+    """The innermost call around a node whose module owns a parameter, if it can be taken apart."""
+    around = [call for call in calls if call.encloses(node._sequence_nr())]
+    for call in sorted(around, key=lambda c: (c.end - c.start, c.order)):
+        if not call.searched:
+            return None
+        if any(p is parameter for p in call.module.parameters()):
+            return call
+    return None
+
+
+def _input(parameter: Tensor, node: Any, lines: range) -> Tensor | None:
+    """What the map is applied to, None where it is no map or its input was modified since."""
+    name, shape = node.name(), node._input_metadata[0].shape
+    scaled = any(getattr(node, factor, 1) != 1 for factor in ("_saved_alpha", "_saved_beta"))
+    if scaled or len(shape) < 2 or shape[-1] != len(lines):
+        return None
+    if parameter.dim() == 1:
+        return parameter.detach().new_zeros(()).expand(shape)
+    try:
+        a = getattr(node, _PRODUCTS[name][1])
+    except RuntimeError:  # torch says so
+        return None
+    usual = isinstance(a, Tensor) and a.layout == torch.strided and a.device == parameter.device
+    return a.detach() if usual else None
+
+
+def _call(node: Node, owner: Call, maps: Sequence[_Map]) -> Call:
+    matrices = [m.input for m in maps if m.parameter.dim() == 2]
+    names = {p: name for name, p in owner.module.named_parameters()}
+    rule = Affine(tuple((names[m.parameter], m.lines) for m in maps))
+    return map_call(node, owner.module, rule, (*matrices, maps[0].input)[0])
