@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from curvserve.engine import layers
 from curvserve.engine.errors import EngineError, MixedSamplesError, UncoveredParameterError
 from curvserve.engine.graph import Graph, RecordedCall
-from curvserve.engine.layers.affine import Affine
+from curvserve.engine.layers.affine import OfLines
 from curvserve.engine.layers.generic import Replay, replay
 from curvserve.engine.layers.recurrent import RecurrentReplay
 from curvserve.engine.recording import Call
@@ -255,7 +255,7 @@ class Accounting:
 
 
 def _parameters(call: Call) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(call.rule, Affine):
+    if isinstance(call.rule, OfLines):
         return ((name, call.module.get_parameter(name)) for name, _ in call.rule.lines)
     return call.module.named_parameters()
 

@@ -1,11 +1,12 @@
 """Finds linear maps by parameters of modules without a rule: ``F.linear`` in anyone's ``forward``.
 
 In the graph they are layers of their own, attention's projections too: the product knows its
-input, and autograd brings the cotangent to its result. So a module that makes nothing else of its
+input, and autograd brings the cotangent to its result. So are sums with a parameter that has no
+axis for the samples, such as a table of positions. A module that makes nothing else of its
 parameters is never replayed, and may draw random numbers.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from curvserve.engine.layers.affine import Affine
+from curvserve.engine.layers.affine import Affine, Broadcast
 from curvserve.engine.recording import Call, map_call
 
 __all__ = ["LEADS", "Consumer", "linear_maps"]
@@ -21,9 +22,10 @@ __all__ = ["LEADS", "Consumer", "linear_maps"]
 Consumer = tuple[Node, int, int]
 """A node that takes something in, as which of its inputs, and which result of the producer."""
 
-_CAST, _TURN, _ADD = "ToCopyBackward0", "TBackward0", "AddBackward0"
+_CAST, _TURN = "ToCopyBackward0", "TBackward0"
 _SPLITS = ("SplitBackward0", "SplitWithSizesBackward0")
-_PRODUCTS = {"MmBackward0": (1, "_saved_self"), "AddmmBackward0": (2, "_saved_mat1")}
+_BROADCASTS = frozenset({"AddBackward0", "ExpandBackward0", "RepeatBackward0"})
+_PRODUCTS = {"MmBackward0": (1, "_raw_saved_self"), "AddmmBackward0": (2, "_raw_saved_mat1")}
 """Which input is the matrix, and by what name the other factor is saved."""
 
 LEADS = frozenset({_CAST, _TURN, *_SPLITS})
@@ -66,7 +68,7 @@ def linear_maps(
         parameters with the sequence number of the node, where a use is a map of that node.
     """
     searched = [call for call in calls if call.searched]
-    maps: dict[tuple[Node, Call], list[_Map]] = {}
+    maps: dict[Hashable, list[_Map]] = {}
     uses: list[tuple[Tensor, int]] = []
     for parameter, entry in entries:
         found = list(_maps(parameter, entry, consumers, calls)) if searched else [None]
@@ -76,8 +78,10 @@ def linear_maps(
         for each in found:
             assert each is not None
             uses.append((parameter, each.node._sequence_nr()))
-            maps.setdefault((each.node, each.owner), []).append(each)
-    return [(node, _call(node, owner, own)) for (node, owner), own in maps.items()], uses
+            alone = each.node.name() in _BROADCASTS
+            key = each.node, each.owner, parameter if alone else None
+            maps.setdefault(key, []).append(each)
+    return [(own[0].node, _call(own)) for own in maps.values()], uses
 
 
 def _maps(
@@ -87,36 +91,38 @@ def _maps(
     calls: Sequence[Call],
 ) -> Iterator[_Map | None]:
     """The maps that one use of a parameter leads to, None for whatever else it leads to."""
-    if parameter.dim() not in (1, 2):
+    if not parameter.dim():
         yield None
         return
-    for end in _ends(entry, consumers, range(len(parameter)), parameter.dim() == 2):
-        owner = _owner(parameter, end[0], calls) if end else None
-        a = _input(parameter, *end) if end and owner else None
-        yield None if a is None else _Map(end[0], owner, parameter, end[1], a)
+    for node, lines in _ends(entry, consumers, range(len(parameter)), parameter.dim() > 1):
+        owner = _owner(parameter, node, calls)
+        a = _input(parameter, node, lines) if owner else None
+        yield None if owner is None or a is None else _Map(node, owner, parameter, lines, a)
 
 
 def _ends(
-    at: Consumer,
+    at: tuple[Any, int, int],
     consumers: Mapping[Node, Sequence[Consumer]],
     lines: range,
     matrix: bool,
     turned: bool = False,
-) -> Iterator[tuple[Node, range] | None]:
-    """The nodes that use some lines of a parameter as a matrix (transposed) or as a shift."""
+) -> Iterator[tuple[Node, range]]:
+    """The nodes that take in some lines of a parameter, as a matrix (transposed) or a shift.
+
+    Where it goes elsewhere, there are no lines of it.
+    """
     node, index, _ = at
     name = node.name()
-    if name in _PRODUCTS:
-        right = turned == matrix and index == (_PRODUCTS[name][0] if matrix else 0)
-        yield (node, lines) if right else None
-    elif name == _ADD:
-        yield None if matrix else (node, lines)
-    elif name in LEADS and not (name in _SPLITS and (turned or node._saved_dim)):
+    if name in LEADS and not (name in _SPLITS and (turned or node._saved_dim)):
         for consumer in consumers[node]:
             part = lines[_chosen(node, consumer[2])] if name in _SPLITS else lines
             yield from _ends(consumer, consumers, part, matrix, turned != (name == _TURN))
+        return
+    if name in _PRODUCTS:
+        right = turned == matrix and index == (_PRODUCTS[name][0] if matrix else 0)
     else:
-        yield None
+        right = name in _BROADCASTS and not turned
+    yield node, lines if right else lines[:0]
 
 
 def _chosen(node: Any, number: int) -> slice:
@@ -139,23 +145,35 @@ def _owner(parameter: Tensor, node: Node, calls: Sequence[Call]) -> Call | None:
 
 
 def _input(parameter: Tensor, node: Any, lines: range) -> Tensor | None:
-    """What the map is applied to, None where it is no map or its input was modified since."""
+    """What the map is applied to; for a shift a blank of the result's shape.
+
+    None where it is no map, or its input was modified since or is not kept (checkpointing).
+    """
     name, shape = node.name(), node._input_metadata[0].shape
+    own = (len(lines), *parameter.shape[1:])
     scaled = any(getattr(node, factor, 1) != 1 for factor in ("_saved_alpha", "_saved_beta"))
-    if scaled or len(shape) < 2 or shape[-1] != len(lines):
+    twice = len({child for child, _ in node.next_functions}) < len(node.next_functions)
+    if scaled or twice or not lines or len(shape) < max(2, len(own)):
         return None
-    if parameter.dim() == 1:
-        return parameter.detach().new_zeros(()).expand(shape)
+    if name in _BROADCASTS or parameter.dim() == 1:
+        behind = shape[len(shape) - len(own) :]
+        alike = all(size in (1, whole) for size, whole in zip(own, behind, strict=True))
+        fits = alike and (name in _BROADCASTS or own[0] == shape[-1])
+        return parameter.detach().new_zeros(()).expand(shape) if fits else None
+    saved = getattr(node, _PRODUCTS[name][1])
     try:
-        a = getattr(node, _PRODUCTS[name][1])
+        a = None if saved.unpack_hook else saved.unpack()
     except RuntimeError:  # torch says so
         return None
     usual = isinstance(a, Tensor) and a.layout == torch.strided and a.device == parameter.device
     return a.detach() if usual else None
 
 
-def _call(node: Node, owner: Call, maps: Sequence[_Map]) -> Call:
+def _call(maps: Sequence[_Map]) -> Call:
+    """The call that stands for maps with the same result."""
+    node, module = maps[0].node, maps[0].owner.module
     matrices = [m.input for m in maps if m.parameter.dim() == 2]
-    names = {p: name for name, p in owner.module.named_parameters()}
-    rule = Affine(tuple((names[m.parameter], m.lines) for m in maps))
-    return map_call(node, owner.module, rule, (*matrices, maps[0].input)[0])
+    names: dict[Tensor, str] = {p: name for name, p in module.named_parameters()}
+    lines = tuple((names[m.parameter], m.lines) for m in maps)
+    rule = (Broadcast if node.name() in _BROADCASTS else Affine)(lines)
+    return map_call(node, module, rule, (*matrices, maps[0].input)[0])

@@ -147,19 +147,13 @@ def _after_forward(
         start,
         _get_sequence_nr(),
         outputs=() if rule else tuple(t.detach() for t in results),
-        searched=not rule and not isinstance(module, nn.RNNBase) and _saves_plainly(),
+        searched=not rule and not isinstance(module, nn.RNNBase),
     )
     call.versions = _versions(call.tensors(), call.outputs)
     for index, result in enumerate(results):
         if result.grad_fn is not None:
             entries = _metadata(result.grad_fn).setdefault(_KEY, [])
             entries.append((call, index, result.output_nr))
-
-
-def _saves_plainly() -> bool:
-    """Whether autograd keeps what it saves as it is (and no checkpoint computes it again)."""
-    autograd: Any = torch._C._autograd  # not declared to type checkers
-    return autograd._top_saved_tensors_default_hooks(True) is None
 
 
 def is_attached(module: nn.Module) -> bool:
