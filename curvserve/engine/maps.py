@@ -6,6 +6,8 @@ axis for the samples, such as a table of positions. A module that makes nothing 
 parameters is never replayed, and may draw random numbers.
 """
 
+import math
+from bisect import bisect
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,13 +69,16 @@ def linear_maps(
         For each node that makes the result of a map a call that stands for it; and all uses of
         parameters with the sequence number of the node, where a use is a map of that node.
     """
-    searched = [call for call in calls if call.searched]
+    closed = sorted((call.start, call.end) for call in calls if not call.searched)
     maps: dict[Hashable, list[_Map]] = {}
     uses: list[tuple[Tensor, int]] = []
     for parameter, entry in entries:
-        found = list(_maps(parameter, entry, consumers, calls)) if searched else [None]
+        sequence = entry[0]._sequence_nr()
+        before = bisect(closed, (sequence, math.inf)) - 1
+        layer = before >= 0 and sequence < closed[before][1]
+        found = [None] if layer else list(_maps(parameter, entry, consumers, calls))
         if not all(found):
-            uses.append((parameter, entry[0]._sequence_nr()))
+            uses.append((parameter, sequence))
             continue
         for each in found:
             assert each is not None
@@ -162,11 +167,12 @@ def _input(parameter: Tensor, node: Any, lines: range) -> Tensor | None:
         return parameter.detach().new_zeros(()).expand(shape) if fits else None
     saved = getattr(node, _PRODUCTS[name][1])
     try:
-        a = None if saved.unpack_hook else saved.unpack()
+        a: Tensor | None = None if saved.unpack_hook else saved.unpack()
     except RuntimeError:  # torch says so
         return None
-    usual = isinstance(a, Tensor) and a.layout == torch.strided and a.device == parameter.device
-    return a.detach() if usual else None
+    if a is None or a.layout != torch.strided or a.device != parameter.device:
+        return None
+    return a.detach()
 
 
 def _call(maps: Sequence[_Map]) -> Call:
