@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +88,7 @@ def calls_ending_at(node: Node) -> list[tuple[Call, int, int]]:
 
 
 def map_call(node: Node, module: nn.Module, rule: layers.LayerRule, a: Tensor) -> Call:
-    """The call that stands for a linear map: one for each, however often the graph is read.
+    """The call that stands for a linear map: one for each, while anyone who read the graph has it.
 
     Args:
         node: The node that makes its result.
@@ -95,14 +96,14 @@ def map_call(node: Node, module: nn.Module, rule: layers.LayerRule, a: Tensor) -
         rule: The rule.
         a: Its input.
     """
-    known: list[Call] = _metadata(node).setdefault(_MAPS, [])
+    known: WeakSet[Call] = _metadata(node).setdefault(_MAPS, WeakSet())
     for call in known:
         if call.module is module and call.rule == rule:
             return call
     start = node._sequence_nr()
     made = Call(module, (a,), {}, start, start + 1, order=-1, versions=_versions([a], ()))
     made.rule = rule
-    known.append(made)
+    known.add(made)
     return made
 
 
