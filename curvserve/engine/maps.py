@@ -27,7 +27,7 @@ Consumer = tuple[Node, int, int]
 _CAST, _TURN = "ToCopyBackward0", "TBackward0"
 _SPLITS = ("SplitBackward0", "SplitWithSizesBackward0")
 _BROADCASTS = frozenset({"AddBackward0", "ExpandBackward0", "RepeatBackward0"})
-_PRODUCTS = {"MmBackward0": (1, "_raw_saved_self"), "AddmmBackward0": (2, "_raw_saved_mat1")}
+_PRODUCTS = {"MmBackward0": (1, "_saved_self"), "AddmmBackward0": (2, "_saved_mat1")}
 """Which input is the matrix, and by what name the other factor is saved."""
 
 LEADS = frozenset({_CAST, _TURN, *_SPLITS})
@@ -165,9 +165,11 @@ def _input(parameter: Tensor, node: Any, lines: range) -> Tensor | None:
         alike = all(size in (1, whole) for size, whole in zip(own, behind, strict=True))
         fits = alike and (name in _BROADCASTS or own[0] == shape[-1])
         return parameter.detach().new_zeros(()).expand(shape) if fits else None
-    saved = getattr(node, _PRODUCTS[name][1])
+    saved = _PRODUCTS[name][1]
+    if getattr(node, f"_raw{saved}").unpack_hook:
+        return None
     try:
-        a: Tensor | None = None if saved.unpack_hook else saved.unpack()
+        a: Tensor | None = getattr(node, saved)
     except RuntimeError:  # torch says so
         return None
     if a is None or a.layout != torch.strided or a.device != parameter.device:
