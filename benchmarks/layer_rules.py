@@ -3,8 +3,9 @@
     python -m benchmarks.layer_rules [--rounds 15] [--threads 2]
 
 Each net is one layer between linear maps; a round is one pass of DiagGGNMC by the rule and one with
-the rule taken out of the registry, and the plain gradient as the floor. Attention has no rule:
-there the other side is the same attention written with four `nn.Linear`, which have.
+the rule taken out of the registry, and the plain gradient as the floor. Attention has no rule,
+its projections are found in the graph: there the other side is the same attention written with four
+`nn.Linear`, which have.
 """
 
 import argparse

@@ -17,8 +17,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 from curvserve.engine import layers
 from curvserve.engine.errors import EngineError, MixedSamplesError, UncoveredParameterError
 from curvserve.engine.graph import Graph, RecordedCall
+from curvserve.engine.layers.affine import OfLines
 from curvserve.engine.layers.generic import Replay, replay
 from curvserve.engine.layers.recurrent import RecurrentReplay
+from curvserve.engine.recording import Call
 from curvserve.engine.samples import Layout
 
 __all__ = ["Account", "Accounting", "watch"]
@@ -65,7 +67,7 @@ class Accounting:
         """
         self._graph, self._samples = graph, samples
         self._layouts = dict(zip(graph.calls, layouts, strict=True))
-        self._names = {c: {p: n for n, p in _parameters(c.call.module)} for c in graph.calls}
+        self._names = {c: {p: n for n, p in _parameters(c.call)} for c in graph.calls}
         self._replays: dict[RecordedCall, Replay | None] = {}
 
     def accounts(self) -> tuple[Account, ...]:
@@ -125,11 +127,13 @@ class Accounting:
         if None in self._layouts[recorded].values():
             return {}
         module, name = recorded.call.module, self._names[recorded][parameter]
+        if recorded.call.rule is not None:
+            return self._by_rule(recorded.call.rule, [recorded], parameter)
         rule = layers.find(module)
         if rule is not None and name in rule.parameters:
             if why := rule.objection(module):
                 raise UncoveredParameterError(f"parameter '{self._describe(parameter)}': {why}")
-            siblings = [c for c in self._graph.calls if c.call.module is module]
+            siblings = [c for c in self._graph.calls if c.call.module is module and not c.call.rule]
             return self._by_rule(rule, siblings, parameter)
         if self._leaks(recorded, parameter):
             return {}
@@ -250,8 +254,10 @@ class Accounting:
         return str(_watched.get(parameter, "?"))
 
 
-def _parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return module.named_parameters()
+def _parameters(call: Call) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(call.rule, OfLines):
+        return ((name, call.module.get_parameter(name)) for name, _ in call.rule.lines)
+    return call.module.named_parameters()
 
 
 def _inside(inner: RecordedCall, outer: RecordedCall) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 from torch.utils.weak import WeakIdRef
 
+from curvserve.engine.maps import LEADS, Consumer, linear_maps
 from curvserve.engine.recording import Call, calls_ending_at
 
 __all__ = ["Connection", "Graph", "RecordedCall", "Use", "nodes", "read"]
@@ -59,7 +60,8 @@ class Graph:
     """What one traversal finds.
 
     Attributes:
-        calls: The recorded calls, in the order in which they are met going backward.
+        calls: The recorded calls, in the order in which they are met going backward; then the
+            linear maps found in those that have no rule.
         uses: The uses of parameters.
         connections: All connections between inner nodes.
         signature: Equal for graphs of equal structure, shapes and module states.
@@ -94,7 +96,8 @@ def read(root: GradientEdge) -> Graph:
         The recorded calls and uses found, in a deterministic order.
     """
     calls: dict[Call, RecordedCall] = {}
-    uses: list[Use] = []
+    entries: list[tuple[Tensor, Consumer]] = []
+    consumers: dict[Node, list[Consumer]] = {}
     connections: list[Connection] = []
     shape: list[Hashable] = [root.output_nr]
     operations: set[str] = set()
@@ -106,18 +109,24 @@ def read(root: GradientEdge) -> Graph:
             recorded = calls.setdefault(call, RecordedCall(call))
             recorded.edges[index] = GradientEdge(node, number)
         sequence = node._sequence_nr()
-        for child, number in node.next_functions:
+        for index, (child, number) in enumerate(node.next_functions):
             if child is None:
                 shape.append(None)
-            elif child.name() == _LEAF:
+            elif (kind := child.name()) == _LEAF:
                 parameter = child.variable  # type: ignore[attr-defined] # AccumulateGrad alone has it
-                uses.append(Use(parameter, sequence))
+                entries.append((parameter, (node, index, number)))
                 shape.append(WeakIdRef(parameter))
             else:
                 connections.append(Connection(child, number, sequence))
                 shape.append(number)
+                if kind in LEADS:
+                    consumers.setdefault(child, []).append((node, index, number))
+    found, uses = linear_maps(list(calls), entries, consumers)
+    for made, call in found:
+        calls[call] = RecordedCall(call, {0: GradientEdge(made, 0)})
     shape.extend(_state(recorded.call) for recorded in calls.values())
-    return Graph(list(calls.values()), uses, connections, tuple(shape), frozenset(operations), root)
+    used = [Use(*use) for use in uses]
+    return Graph(list(calls.values()), used, connections, tuple(shape), frozenset(operations), root)
 
 
 _LEAF = "torch::autograd::AccumulateGrad"
@@ -140,4 +149,4 @@ def nodes(*roots: Node, until: Iterable[Node | None] = ()) -> Iterator[Node]:
 def _state(call: Call) -> Hashable:
     """What, beside the graph, decides how the call treats its samples."""
     shapes = tuple(t.shape for t in call.tensors())
-    return ref(call.module), shapes, tuple(m.training for m in call.module.modules())
+    return ref(call.module), call.rule, shapes, tuple(m.training for m in call.module.modules())

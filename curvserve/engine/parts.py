@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from curvserve.engine.graph import Graph, RecordedCall
 from curvserve.engine.layers import LayerRule
+from curvserve.engine.layers.affine import OfLines
 from curvserve.engine.layers.generic import Replay
 from curvserve.engine.plan import Account, Plan
 from curvserve.engine.recording import Call
@@ -50,6 +51,10 @@ class RulePart:
         """See :class:`curvserve.engine.rows.Part`."""
         return self.rule.matrices(self.module, self.name, self.a, self.s)
 
+    def lines(self) -> range | None:
+        """See :class:`curvserve.engine.rows.Part`."""
+        return self.rule.of(self.name) if isinstance(self.rule, OfLines) else None
+
 
 @dataclass
 class _Replayed:
@@ -86,6 +91,9 @@ class _ReplayPart:
         return total
 
     def matrices(self) -> tuple[Tensor, Tensor] | None:
+        return None
+
+    def lines(self) -> range | None:
         return None
 
 

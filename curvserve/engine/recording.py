@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from curvserve.engine import context, layers
 
-__all__ = ["Call", "attached", "calls_ending_at", "is_attached", "record_module"]
+__all__ = ["Call", "attached", "calls_ending_at", "is_attached", "map_call", "record_module"]
 
-_KEY = "curvserve.calls"
+_KEY, _MAPS = "curvserve.calls", "curvserve.maps"
 _order = itertools.count()
 
 
@@ -42,6 +43,8 @@ class Call:
             rule never needs them.
         versions: The version counters of the tensors in ``args``, ``kwargs`` and ``outputs``.
         differentiated: Whether a backward pass with ``create_graph=True`` came by its results.
+        searched: Whether linear maps inside of it are layers of their own, see :mod:`.maps`.
+        rule: Of a linear map that was found so, its rule.
     """
 
     module: nn.Module
@@ -53,6 +56,8 @@ class Call:
     outputs: tuple[Tensor, ...] = ()
     versions: tuple[int, ...] = ()
     differentiated: bool = False
+    searched: bool = False
+    rule: layers.LayerRule | None = None
 
     def tensors(self) -> list[Tensor]:
         """All tensors in the arguments, in a fixed order."""
@@ -80,6 +85,26 @@ def calls_ending_at(node: Node) -> list[tuple[Call, int, int]]:
     """
     calls: list[tuple[Call, int, int]] = _metadata(node).get(_KEY, [])
     return calls
+
+
+def map_call(node: Node, module: nn.Module, rule: layers.LayerRule, a: Tensor) -> Call:
+    """The call that stands for a linear map: one for each, while anyone who read the graph has it.
+
+    Args:
+        node: The node that makes its result.
+        module: The module that owns its parameters.
+        rule: The rule.
+        a: Its input.
+    """
+    known: WeakSet[Call] = _metadata(node).setdefault(_MAPS, WeakSet())
+    for call in known:
+        if call.module is module and call.rule == rule:
+            return call
+    start = node._sequence_nr()
+    made = Call(module, (a,), {}, start, start + 1, order=-1, versions=_versions([a], ()))
+    made.rule = rule
+    known.add(made)
+    return made
 
 
 def _metadata(node: Node) -> dict[str, Any]:
@@ -115,13 +140,15 @@ def _after_forward(
     results = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
     if start is None or not any(t.grad_fn is not None for t in results):
         return
+    rule = layers.find(module)
     call = Call(
         module,
         tree_map_only(Tensor, Tensor.detach, args),
         tree_map_only(Tensor, Tensor.detach, kwargs),
         start,
         _get_sequence_nr(),
-        outputs=() if layers.find(module) else tuple(t.detach() for t in results),
+        outputs=() if rule else tuple(t.detach() for t in results),
+        searched=not rule and not isinstance(module, nn.RNNBase),
     )
     call.versions = _versions(call.tensors(), call.outputs)
     for index, result in enumerate(results):

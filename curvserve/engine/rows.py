@@ -1,9 +1,11 @@
 """The per-sample rows ``J_n^T s_n`` of one parameter for one cotangent, formed only on demand."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Size, Tensor
 
 __all__ = ["Part", "Rows"]
@@ -27,6 +29,9 @@ class Part(Protocol):
 
         None where the parameter is not the matrix W of such a layer.
         """
+
+    def lines(self) -> range | None:
+        """Which lines of the rows may be other than zero, None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +69,27 @@ class Rows:
         return total
 
     def square_sum(self, others: "Sequence[Rows]" = ()) -> Tensor:
-        """``sum_n (J_n^T s_n)^2``, shape ``[*p]``; the rows are formed only for tied parameters.
+        """``sum_n (J_n^T s_n)^2``, shape ``[*p]``; rows are formed only of what is used twice.
 
         Args:
             others: The rows of further columns, whose squares are added.
         """
         columns = [self, *others]
-        if all(len(rows.parts) == 1 for rows in columns):
-            return self.parts[0].square_sum([rows.parts[0] for rows in others])
+        if self._apart() and all(len(rows.parts) == len(self.parts) for rows in others):
+            found = zip(*(rows.parts for rows in columns), strict=True)
+            return torch.stack([part.square_sum(more) for part, *more in found]).sum(0)
         total = self.dense().square().sum(0)
         for rows in others:
             total = total + rows.dense().square().sum(0)
         return total
+
+    def _apart(self) -> bool:
+        """Whether no two parts share a line, so that their squares add up."""
+        lines = [part.lines() for part in self.parts]
+        taken = sorted((own.start, own.stop) for own in lines if own is not None)
+        known = len(taken) == len(lines)
+        behind = all(a[1] <= b[0] for a, b in itertools.pairwise(taken))
+        return len(lines) == 1 or (len(lines) > 1 and known and behind)
 
     def total(self) -> Tensor:
         """``sum_n J_n^T s_n``, shape ``[*p]``."""

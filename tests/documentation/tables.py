@@ -14,6 +14,7 @@ from torch import nn
 import curvserve.engine.extensions  # noqa: F401 # a name of the package from then on
 from curvserve.engine import layers, losses
 from curvserve.engine.layers import LayerRule, recurrent
+from curvserve.engine.layers.affine import Affine
 from curvserve.engine.quantities import (
     EKFAC,
     EXTENSIONS,
@@ -66,8 +67,8 @@ def extensions() -> str:
 
 def way(rule: LayerRule | None, kind: type[Quantity]) -> str:
     """How a quantity is had for a parameter of a layer."""
-    if kind in CHAINS and rule is not None and nn.Bilinear in rule.kinds:
-        return "–"  # it takes two inputs
+    if kind in CHAINS and rule is not None and (not rule.kinds or nn.Bilinear in rule.kinds):
+        return "–"  # a part of a module, or it takes two inputs
     linear = rule is not None and type(rule).matrices is not LayerRule.matrices
     if kind in (KFRA, HBP):
         return "chain" if linear else "–"
@@ -89,10 +90,11 @@ def kinds() -> str:
     )}  # fmt: skip
     unrolled = ", ".join(f"`{k.__name__}`" for k in recurrent.KINDS)
     for kind in EXTENSIONS:
-        column = tuple(way(rule, kind) for rule in [*rows.values(), None, None])
+        column = tuple(way(rule, kind) for rule in [*rows.values(), None, Affine(()), None])
         groups.setdefault(column, []).append(f"`{kind.__name__}`")
     head = ["layer", *(", ".join(names) for names in groups.values())]
-    names = [*rows, f"{unrolled} (unrolled)", "any other module, bare parameters"]
+    found = "`MultiheadAttention`, cells, `F.linear`, sums with a parameter (in the graph)"
+    names = [*rows, f"{unrolled} (unrolled)", found, "any other module, bare parameters"]
     body = [[name, *(column[i] for column in groups)] for i, name in enumerate(names)]
     return table(head, body)
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.engine.reference import Plain, jacobian, outputs_of, trained
@@ -170,14 +172,14 @@ class Uses:
     outer: Tensor
 
 
-def as_matrix(module: nn.Module, weight: Tensor) -> Tensor:
+def as_matrix(module: object, weight: Tensor) -> Tensor:
     """W as ``[O, K]``: a transposed convolution keeps its outputs on the second axis."""
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
     return (weight.transpose(0, 1) if transposed else weight).flatten(1)
 
 
-def channels_last(module: nn.Module, y: Tensor) -> Tensor:
-    return y if isinstance(module, nn.Linear | nn.Bilinear) else y.movedim(1, -1)
+def channels_last(module: Any, y: Tensor) -> Tensor:
+    return y.movedim(1, -1) if isinstance(module, nn.modules.conv._ConvNd) else y
 
 
 def owners(model: nn.Module, parameter: Tensor) -> list[nn.Module]:
@@ -188,14 +190,24 @@ def owners(model: nn.Module, parameter: Tensor) -> list[nn.Module]:
 def uses(dense: Dense, name: str) -> Uses:
     """By derivatives only: that of one element of y_t with respect to its line of W is a_t."""
     weight = trained(dense.model)[name]
-    calls: list[tuple[nn.Module, list[Tensor], Tensor]] = []
+    calls: list[tuple[Callable[..., Tensor], list[Tensor], Tensor]] = []
+    linear = F.linear
+
+    def kept_linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        y = linear(x, w, b)
+        if w is weight:
+            calls.append((lambda a: linear(a, w), [x.detach()], y))
+        return y.clone()
 
     def keep(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
         calls.append((module, [a.detach() for a in args], y))
         return y.clone()  # what follows may work in place
 
-    handles = [m.register_forward_hook(keep) for m in owners(dense.model, weight)]
-    outputs = dense.run()
+    kinds = nn.modules.conv._ConvNd | nn.Bilinear
+    layers = [m for m in owners(dense.model, weight) if isinstance(m, kinds)]
+    handles = [m.register_forward_hook(keep) for m in layers]
+    with mock.patch.object(F, "linear", kept_linear):  # whoever calls it, attention too
+        outputs = dense.run()
     for handle in handles:
         handle.remove()
     inner: Any = 0
