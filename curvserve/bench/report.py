@@ -35,9 +35,9 @@ def table(rows: Sequence[Row]) -> list[str]:
     """Return the lines of one table; a column for each contestant that takes part anywhere."""
     names = [name for name in CONTESTANTS if any(name in row.times for row in rows)]
     peers = any(PEER in row.times for row in rows)
-    ratios = [f"served/{PEER}"] if peers else []
+    ratios = [f"compiled/{PEER}"] if peers else []
     if any(row.over_fastest for row in rows):
-        ratios.append("served/fastest other")
+        ratios.append("compiled/fastest other")
     head = ["net, batch", "quantity", *names, *ratios, "off"]
     return aligned(head, [_cells(row, names, ratios) for row in rows])
 
@@ -66,8 +66,8 @@ def mean_ratio(rows: Iterable[Row]) -> float | None:
 def _cells(row: Row, names: Sequence[str], ratios: Sequence[str]) -> list[str]:
     times = [number(row.times[n].median if n in row.times else None) for n in names]
     fastest = row.over_fastest
-    told = [number(row.over(PEER))] if f"served/{PEER}" in ratios else []
-    if "served/fastest other" in ratios:
+    told = [number(row.over(PEER))] if f"compiled/{PEER}" in ratios else []
+    if "compiled/fastest other" in ratios:
         told.append(NOTHING if fastest is None else f"{fastest[1]:.2f} ({fastest[0]})")
     return [f"{row.net}, {row.batch}", row.quantity, *times, *told, number(row.worst, ".0e")]
 

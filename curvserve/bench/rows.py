@@ -11,7 +11,7 @@ from .checks import check
 from .contestants import CONTESTANTS, Contestant
 from .timing import Timed, measure
 
-OURS, PEER = "served", "BackPACK"
+OURS, PEER = "compiled", "BackPACK"
 
 
 @dataclass(frozen=True)

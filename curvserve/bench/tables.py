@@ -50,7 +50,7 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
         for quantity in dict.fromkeys(row.quantity for row in own):
             mean = mean_ratio(row for row in own if row.quantity == quantity)
             if mean is not None:
-                yield f"{quantity}: served takes {mean:.2f} of BackPACK's time, geometric mean"
+                yield f"{quantity}: compiled takes {mean:.2f} of BackPACK's time, geometric mean"
         yield from sorted({f"{name}: {why}" for row in own for name, why in _told(row).items()})
         yield ""
 

@@ -7,7 +7,6 @@ from .by_engine import Compiled, Evaluate, Hooks
 from .by_func import TorchFunc
 from .by_loop import Loop
 from .by_opacus import Opacus
-from .by_server import Served
 from .gradient import Gradient
 
 CONTESTANTS: dict[str, type[Contestant]] = {
@@ -17,7 +16,6 @@ CONTESTANTS: dict[str, type[Contestant]] = {
         Hooks,
         Evaluate,
         Compiled,
-        Served,
         BackPACK,
         ChannelsLast,
         TorchFunc,
