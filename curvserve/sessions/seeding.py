@@ -12,7 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global generators inside the block, and leave them after it as they were."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        # `torch.manual_seed` takes a millisecond to note, for each kind of device that it does not
+        # find, where it was called
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 
