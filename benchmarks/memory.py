@@ -23,7 +23,6 @@ NAMES = (
     "gradient",
     "hooks",
     "evaluate",
-    "compiled",
     "BackPACK",
     "torch.func",
     "opacus",
@@ -83,7 +82,7 @@ def part(options: Options) -> Iterator[Result]:
     first = wanted[0][0]
     sizes = BATCHES if options.batch is None else (options.batch,)
     growth = [_row(replace(first, batch=size), "DiagGGNMC", options) for size in sizes]
-    head = ["net, batch", "quantity", *NAMES, "compiled/BackPACK"]
+    head = ["net, batch", "quantity", *NAMES, "evaluate/BackPACK"]
     lines = ["Peak memory of a pass, MB", ""]
     for table in (rows, growth):
         lines += [*aligned(head, [_cells(row) for row in table]), ""]
@@ -92,7 +91,7 @@ def part(options: Options) -> Iterator[Result]:
 
 def _row(case: Case, quantity: str, options: Options) -> dict[str, object]:
     megabytes = {name: peak(case, quantity, name, options.device) for name in NAMES}
-    ours, peer = megabytes["compiled"], megabytes["BackPACK"]
+    ours, peer = megabytes["evaluate"], megabytes["BackPACK"]
     return {
         "net": case.name,
         "batch": case.batch,

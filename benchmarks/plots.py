@@ -15,8 +15,8 @@ from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
 COLOURS = {
     "gradient": "#9aa0a6",
     "hooks": "#7fb3e6",
-    "evaluate": "#7fb0e6",
-    "compiled": "#1a66b8",
+    "evaluate": "#1a66b8",
+    "compiled": "#0b3366",
     "BackPACK": "#d1603d",
     "BackPACK, channels_last": "#eda488",
     "torch.func": "#5e8c5a",
