@@ -97,7 +97,7 @@ class Way(ABC):
     def run(self) -> None:
         """Take one step."""
 
-    def drop(self) -> None:  # noqa: B027
+    def drop(self) -> None:  # noqa: B027  # most have nothing to drop
         """Nothing is left behind."""
 
     @abstractmethod
@@ -108,7 +108,7 @@ class Way(ABC):
         """Return the seed of the last step's draws."""
         return draw_seed(SEED, 0)
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:  # noqa: B027  # most hold no connection
         """Let go of connections."""
 
 
@@ -284,11 +284,11 @@ def drawing(seed: int) -> Iterator[None]:
         found = torch.searchsorted(sums, marks.T.contiguous(), right=True).T
         return found.clamp(max=sums.shape[1] - 1)
 
-    Categorical.sample = sample  # type: ignore[method-assign]
+    Categorical.sample = sample  # type: ignore[method-assign]  # BackPACK calls it
     try:
         yield
     finally:
-        Categorical.sample = before  # type: ignore[method-assign]
+        Categorical.sample = before  # type: ignore[method-assign]  # as it was
 
 
 def check_steps(

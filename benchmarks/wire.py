@@ -87,7 +87,7 @@ class Noting:
     @contextmanager
     def stream(self, *args: object, **kwargs: object) -> Iterator[httpx.Response]:
         """See `httpx.Client.stream`."""
-        with self._http.stream(*args, **kwargs) as response:  # type: ignore[arg-type]
+        with self._http.stream(*args, **kwargs) as response:  # type: ignore[arg-type]  # as they came
             found = re.findall(r"(\w+);dur=([0-9.]+)", response.headers.get("server-timing", ""))
             self._phases.update({name: float(number) for name, number in found})
             yield response
@@ -209,6 +209,7 @@ class Servers:
         session = self._stack.enter_context(connect(address, model=model, http=http))
         found = Contestant(call(session), process)
         transport = session._transport
+        # in place of the client that it stands around: all that `Transport` asks for is `stream`
         transport._http = Noting(transport._http, found.phases)  # type: ignore[assignment, arg-type]
         return found
 

@@ -8,7 +8,8 @@ import shutil
 import sys
 import threading
 import time
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 ENVIRONMENT = "CURVSERVE_PROGRESS"
@@ -19,12 +20,13 @@ _INTERVAL = 0.2
 
 
 class Progress:
-    """Where one call is; a context manager around it.
+    """Where one call is.
 
     Attributes:
         phase: what it does now.
         done: bytes that it has sent or received.
         total: bytes that there are; 0 where that is not known.
+        stream: where it is told of.
     """
 
     def __init__(self, about: str) -> None:
@@ -34,23 +36,21 @@ class Progress:
             about: what the call is for, and whom it asks.
         """
         self.at("waiting for the answer")
+        self.stream: TextIO | None = sys.stderr
         self._about = about
         self._began = time.monotonic()
 
-    def __enter__(self) -> "Progress":
-        """Be looked at, where someone watches."""
-        if _is_watched(sys.stderr):
-            _PAINTER.add(self)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Leave no line behind."""
-        _PAINTER.remove(self)
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Tell of the call inside the block, where someone watches; leave no line behind."""
+        if not _is_watched(self.stream):
+            yield
+            return
+        _PAINTER.add(self)
+        try:
+            yield
+        finally:
+            _PAINTER.remove(self)
 
     def at(self, phase: str, total: int = 0) -> None:
         """Go on to something else."""
@@ -77,26 +77,29 @@ class _Painter:
     """Writes about the oldest of the calls that take long."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, in a process that was forked: the thread and the lock stayed behind."""
         self._calls: dict[Progress, None] = {}
         self._lock = threading.Lock()
         self._begun = threading.Event()
         self._thread: threading.Thread | None = None
-        self._shown: tuple[Progress, TextIO, int] | None = None
+        self._shown: tuple[Progress, int] | None = None
 
     def add(self, call: Progress) -> None:
         with self._lock:
             self._calls[call] = None
             self._begun.set()
-            if self._thread is None or not self._thread.is_alive():  # it does not outlive a fork
+            if self._thread is None:
                 self._thread = threading.Thread(target=self._paint, daemon=True)
                 self._thread.start()
 
     def remove(self, call: Progress) -> None:
-        if call in self._calls:
-            with self._lock:
-                del self._calls[call]
-                if self._shown is not None and self._shown[0] is call:
-                    self._erase()
+        with self._lock:
+            self._calls.pop(call, None)
+            if self._shown is not None and self._shown[0] is call:
+                self._erase()
 
     def hide(self) -> None:
         with self._lock:
@@ -116,19 +119,19 @@ class _Painter:
             self._erase()
             width = shutil.get_terminal_size().columns - 1
             text = str(call)[:width]
-            self._shown = call, sys.stderr, len(text)
-            _write(sys.stderr, text)
+            self._shown = call, len(text)
+            _write(call, text)
 
     def _erase(self) -> None:
         if self._shown is not None:
-            _, stream, size = self._shown
+            call, size = self._shown
             self._shown = None
-            _write(stream, f"\r{' ' * size}\r")
+            _write(call, f"\r{' ' * size}\r")
 
 
 _PAINTER = _Painter()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _PAINTER.__init__())  # type: ignore[misc]
+    os.register_at_fork(after_in_child=_PAINTER.reset)
 
 
 def _is_watched(stream: TextIO | None) -> bool:
@@ -138,9 +141,10 @@ def _is_watched(stream: TextIO | None) -> bool:
     return wanted == "1" or (os.environ.get("TERM") != "dumb" and stream.isatty())
 
 
-def _write(stream: TextIO, text: str) -> None:
+def _write(call: Progress, text: str) -> None:
+    assert call.stream is not None
     try:
-        stream.write(text)
-        stream.flush()
+        call.stream.write(text)
+        call.stream.flush()
     except (OSError, ValueError):
         pass  # a terminal that has gone is nothing that a step should fail by

@@ -60,7 +60,7 @@ class Transport:
             ProtocolError: the answer is not what the contract says.
         """
         attempts = Attempts(self.link, request)
-        with attempts.progress:
+        with attempts.progress.told():
             while True:
                 try:
                     with attempts.told():
@@ -99,7 +99,7 @@ class AsyncTransport:
     async def send(self, request: Request[T]) -> T:
         """Send a request and return what its answer holds; see `Transport.send`."""
         attempts = Attempts(self.link, request)
-        with attempts.progress:
+        with attempts.progress.told():
             while True:
                 try:
                     with attempts.told():

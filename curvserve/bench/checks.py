@@ -59,7 +59,7 @@ def check(
                 found[name] = _computed(kind, case, quantity, device)
         except WrongNumbers:
             raise
-        except Exception as error:
+        except Exception as error:  # peers refuse a net by whatever they raise; it is told
             if kind.own and not isinstance(error, EngineError):
                 raise
             refused[name] = f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -132,13 +133,17 @@ def resolve(quantities: Sequence[str | Quantity], mc_samples: int) -> dict[str, 
         elif name == GRADIENT:
             asked[name] = None
         elif name in QUANTITIES:
-            kind = QUANTITIES[name]
-            draws = "mc_samples" in signature(kind).parameters
-            asked[name] = kind(mc_samples=mc_samples) if draws else kind()  # type: ignore[call-arg]
+            kind: Callable[..., Quantity] = QUANTITIES[name]
+            asked[name] = kind(mc_samples=mc_samples) if _draws_samples(kind) else kind()
         else:
             known = ", ".join([GRADIENT, *sorted(QUANTITIES)])
             raise ValueError(f"unknown quantity '{name}'; there are: {known}")
     return asked
+
+
+@cache
+def _draws_samples(kind: Callable[..., Quantity]) -> bool:
+    return "mc_samples" in signature(kind).parameters
 
 
 def _parts(

@@ -1,4 +1,4 @@
-# ruff: noqa: F403
+# ruff: noqa: F403 # every quantity is an extension, by BackPACK's name
 """The extensions under BackPACK's names: what ``with backpack(...)`` takes."""
 
 from curvserve.engine.quantities import *

@@ -23,7 +23,9 @@ def protocol_class(head_seconds: float, stall_seconds: float) -> type[H11Protoco
         _overdue: asyncio.TimerHandle | None = None
         _stalled: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        def connection_made(  # type: ignore[override]  # as uvicorn has it, narrower than asyncio
+            self, transport: asyncio.Transport
+        ) -> None:
             self.conn = _Connection(h11.SERVER)
             super().connection_made(transport)
             self._expect_head()

@@ -1,6 +1,6 @@
 """Random numbers from a seed, for building a model and for the passes through it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,7 +35,7 @@ class OwnGenerator(TorchDispatchMode):
 
     def __init__(self, seed: int) -> None:
         """Seed the generator."""
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own has no types
         self._generator = torch.Generator().manual_seed(seed)
 
     @classmethod
@@ -57,10 +57,10 @@ class OwnGenerator(TorchDispatchMode):
         return func(*args, **given)
 
 
-def _taking_a_generator(operation: Any) -> Callable[..., Any]:
+def _taking_a_generator(operation: Any) -> Any:
     """The overload of an operation that has the argument `generator`."""
     if any(argument.name == "generator" for argument in operation._schema.arguments):
-        return operation  # type: ignore[no-any-return]
+        return operation
     name = operation._overloadname
     overload = "generator" if name == "default" else f"{name}_generator"
-    return getattr(operation.overloadpacket, overload)  # type: ignore[no-any-return]
+    return getattr(operation.overloadpacket, overload)

@@ -207,3 +207,25 @@ def test_numbers_that_choose_leave_the_shape_alone_and_masks_do_not(
         own = evaluator(x, y, ["grad"], seed=0)
         assert same_bits(own, evaluate(model, nn.CrossEntropyLoss(), x, y, ["grad"], seed=0))
     assert evaluator.compiled() == programs
+
+
+@torch.library.custom_op("curvserve_tests::positive", mutates_args=())
+def positive(x: Tensor) -> Tensor:
+    """The lines that begin above zero; nobody tells that their number depends on the values."""
+    return x[x[:, 0] > 0].clone()
+
+
+def test_a_program_that_fits_one_batch_only_is_given_up() -> None:
+    def choose(x: Tensor) -> Tensor:
+        kept = positive(x)
+        return (kept + torch.zeros(kept.shape)).sum()
+
+    model = Fickle(choose)  # type: ignore[arg-type]
+    evaluator = Evaluator(model, nn.CrossEntropyLoss(), eager_calls=1)
+    for number in range(4):
+        x, y = torch.ones(8, 4), torch.arange(8) % 3
+        x[:number] = -1
+        own = evaluator(x, y, ["grad"], seed=0)
+        assert same_bits(own, evaluate(model, nn.CrossEntropyLoss(), x, y, ["grad"], seed=0))
+    assert evaluator.compiled() == 0
+    assert "must match the size" in evaluator.refusals()[0]

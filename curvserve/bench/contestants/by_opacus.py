@@ -34,13 +34,13 @@ class Opacus(OnParameters):
     def run(self) -> None:
         """Do one pass; the rows of the last one would be added to."""
         for p in self.net.parameters():
-            p.grad_sample = None  # type: ignore[attr-defined]
+            vars(p)["grad_sample"] = None
         super().run()
 
     def found(self) -> Found:
         """Return gradient and rows, under the names of the net itself."""
         named = self.task.trained
-        rows = {n: p.grad_sample / len(self.inputs) for n, p in named.items()}  # type: ignore[attr-defined]
+        rows = {n: vars(p)["grad_sample"] / len(self.inputs) for n, p in named.items()}
         gradients = {n: p.grad for n, p in named.items() if p.grad is not None}
         return {"grad": gradients, self.task.field: rows}
 
@@ -48,4 +48,4 @@ class Opacus(OnParameters):
         """Delete both."""
         super().drop()
         for p in self.net.parameters():
-            p.grad_sample = None  # type: ignore[attr-defined]
+            vars(p)["grad_sample"] = None

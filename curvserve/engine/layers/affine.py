@@ -4,13 +4,11 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, einsum, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from curvserve.engine.layers import contractions
 from curvserve.engine.layers.base import LayerRule
-from curvserve.engine.layers.linear import positions
+from curvserve.engine.layers.linear import positions, rows_of, square_sums_of
 from curvserve.engine.samples import Layout
 
 __all__ = ["Affine", "Broadcast", "OfLines"]
@@ -52,8 +50,7 @@ class Affine(OfLines):
 
     def own(self, parameter: Tensor, a: Tensor, s: Tensor) -> Tensor:
         """As those of ``nn.Linear``."""
-        s = positions(s)
-        return s.sum(1) if parameter.dim() == 1 else einsum("nto,nti->noi", s, positions(a))
+        return rows_of(None if parameter.dim() == 1 else a, s)
 
     def square_sum(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
         """See the base class."""
@@ -63,11 +60,8 @@ class Affine(OfLines):
         self, module: nn.Module, name: str, a: Tensor, columns: Sequence[Tensor]
     ) -> Tensor:
         """By the way that the sizes ask for; see :mod:`.contractions`."""
-        columns = [positions(s) for s in columns]
-        if module.get_parameter(name).dim() == 1:
-            total = torch.stack([s.sum(1).square().sum(0) for s in columns]).sum(0)
-        else:
-            total = contractions.square_sum(positions(a), columns)
+        alone = module.get_parameter(name).dim() == 1
+        total = square_sums_of(None if alone else a, columns)
         return self._placed(total, 0, module, name)
 
     def matrices(

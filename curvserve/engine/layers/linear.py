@@ -10,7 +10,7 @@ from curvserve.engine import results
 from curvserve.engine.layers import contractions
 from curvserve.engine.layers.base import LayerRule
 
-__all__ = ["Linear", "positions"]
+__all__ = ["Linear", "positions", "rows_of", "square_sums_of"]
 
 
 class Linear(LayerRule):
@@ -20,13 +20,7 @@ class Linear(LayerRule):
 
     def rows(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
         """See the base class; ``a`` is ``[N, *, in]``, ``s`` is ``[N, *, out]``."""
-        a, s = positions(a), positions(s)
-        if name == "bias":
-            return s.sum(1)
-        found = results.empty((len(s), s.shape[2], a.shape[2]), s)
-        if s.shape[1] == 1:
-            return torch.mul(s.mT, a, out=found)
-        return torch.bmm(s.mT, a, out=found)
+        return rows_of(None if name == "bias" else a, s)
 
     def square_sum(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Tensor:
         """See the base class."""
@@ -36,10 +30,7 @@ class Linear(LayerRule):
         self, module: nn.Module, name: str, a: Tensor, columns: Sequence[Tensor]
     ) -> Tensor:
         """By the way that the sizes ask for; see :mod:`.contractions`."""
-        columns = [positions(s) for s in columns]
-        if name == "bias":
-            return torch.stack([s.sum(1).square().sum(0) for s in columns]).sum(0)
-        total = contractions.square_sum(positions(a), columns)
+        total = square_sums_of(None if name == "bias" else a, columns)
         return total.reshape(module.get_parameter(name).shape)
 
     def matrices(
@@ -52,3 +43,21 @@ class Linear(LayerRule):
 def positions(t: Tensor) -> Tensor:
     """Folds all extra axes into one: ``[N, T, features]``."""
     return t.unsqueeze(1) if t.dim() == 2 else t.flatten(1, -2)
+
+
+def rows_of(a: Tensor | None, s: Tensor) -> Tensor:
+    """The rows for the matrix of ``y_t = W a_t + b``, or without an input those for b."""
+    s = positions(s)
+    if a is None:
+        return s.sum(1)
+    a = positions(a)
+    found = results.empty((len(s), s.shape[2], a.shape[2]), s)
+    return (torch.mul if s.shape[1] == 1 else torch.bmm)(s.mT, a, out=found)
+
+
+def square_sums_of(a: Tensor | None, columns: Sequence[Tensor]) -> Tensor:
+    """The same squared, and summed over samples and columns."""
+    columns = [positions(s) for s in columns]
+    if a is None:
+        return torch.stack([s.sum(1).square().sum(0) for s in columns]).sum(0)
+    return contractions.square_sum(positions(a), columns)

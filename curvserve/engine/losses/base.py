@@ -95,7 +95,7 @@ class LossRule(ABC):
         """The axes of the output along which one term reads, none if it reads one element."""
         return ()
 
-    def check(self, module: nn.Module, outputs: Tensor, targets: Any) -> None:  # noqa: B027
+    def check(self, module: nn.Module, outputs: Tensor, targets: Any) -> None:  # noqa: B027  # most have none
         """Raises for options that the rule does not cover."""
 
 
