@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -147,8 +147,10 @@ class _Forked:
         self._child, self.pid, self.stdout, self.stderr = child, child.pid, stdout, stderr
 
     def send_signal(self, number: int, /) -> None:
-        if self._child.is_alive():
-            os.kill(self.pid, number)
+        # one that has just ended may not be known to be dead
+        with suppress(ProcessLookupError):
+            if self._child.is_alive():
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
