@@ -127,7 +127,8 @@ class Backward:
                 graph = self._begin(reached.edge)
                 reached.check()
                 found = plan(graph, reached.edge, reached.outputs)
-                at = Pass(graph, found, reached.edge, reached.at(gradient, found), GlobalDraws())
+                loss = reached.at(gradient, found)
+                at = Pass(graph, found, reached.edge, loss=loss, draws=GlobalDraws())
                 for quantity in self._request.quantities if found.accounts else ():
                     states = quantity.compute(at)
                     if states is not None:

@@ -13,15 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from curvserve.engine import context
 from curvserve.engine.draws import GivenDraws, GlobalDraws, Numbers, SeededDraws
 from curvserve.engine.evaluate import Evaluation, evaluate_with, resolve
 from curvserve.engine.losses import Draws
+from curvserve.engine.programs import ALL, Operations, Sharing, Straight, Way, written_down
 from curvserve.engine.quantities import Quantity
+from curvserve.engine.share import Split
 
 __all__ = ["Evaluator"]
 
@@ -29,9 +28,6 @@ _EAGER_CALLS = 8
 """Of a shape, before a program is made: that takes about as long as a hundred small passes."""
 
 _SHAPES_KEPT = 16
-_MOST_OPERATIONS = 20_000
-
-_MASK = torch.empty(0, dtype=torch.bool)
 
 Asked = Mapping[str, Quantity | None]
 
@@ -89,16 +85,16 @@ class Evaluator:
             return program.eager(inputs, targets, seed)
         if program.operations is None:
             return program.made(inputs, targets, seed)
-        if not program.verified:
-            return program.compared(inputs, targets, seed)
         found = program.run(inputs, targets, seed)
+        if found is None:
+            return program.compared(inputs, targets, seed)
         if not bool(torch.isfinite(found.outputs).all()):
             return program.eager(inputs, targets, seed)  # which says what is wrong
         return found
 
     def compiled(self) -> int:
         """How many shapes have a program."""
-        return sum(program.verified for program in self._known())
+        return sum(bool(program.verified) for program in self._known())
 
     def refusals(self) -> list[str]:
         """Why shapes that might have had a program have none, each reason once."""
@@ -138,7 +134,7 @@ class _Program:
         lines: The number of lines of the output that have draws of their own.
         operations: The program, once it is made.
         spec: What its results are.
-        verified: Whether it was held against an eager pass.
+        verified: The ways through it that were held against an eager pass.
         refusal: Why there will be none.
     """
 
@@ -148,9 +144,9 @@ class _Program:
     calls: int = 0
     drawn: list[Numbers] = field(default_factory=list)
     lines: int = 0
-    operations: Callable[..., list[Tensor]] | None = None
+    operations: Operations | None = None
     spec: TreeSpec | None = None
-    verified: bool = False
+    verified: set[Way] = field(default_factory=set)
     refusal: str | None = None
 
     def eager(self, inputs: Tensor, targets: Tensor, seed: int | None) -> Evaluation:
@@ -165,12 +161,16 @@ class _Program:
 
         return evaluate_with(self.model, self.loss, inputs, targets, self.asked, draws)
 
-    def run(self, inputs: Tensor, targets: Tensor, seed: int | None) -> Evaluation:
-        """Evaluates by the program."""
-        assert self.operations is not None and self.spec is not None
-        with torch.no_grad():
-            leaves = self.operations(inputs, targets, *self._numbers(seed))
-        return Evaluation(*tree_unflatten(leaves, self.spec))
+    def run(self, inputs: Tensor, targets: Tensor, seed: int | None) -> Evaluation | None:
+        """Evaluates by the program; None if it goes a way that has not been verified."""
+        assert self.operations is not None
+        before = torch.get_rng_state() if seed is None else None
+        way, rest = self._begun(inputs, targets, seed)
+        if way in self.verified:
+            return rest()
+        if before is not None:
+            torch.set_rng_state(before)
+        return None
 
     def made(self, inputs: Tensor, targets: Tensor, seed: int | None) -> Evaluation:
         """Evaluates eagerly, then makes the program; whatever that changes is put back."""
@@ -184,42 +184,69 @@ class _Program:
     def compared(self, inputs: Tensor, targets: Tensor, seed: int | None) -> Evaluation:
         """Evaluates eagerly, and by the program to see whether that gives the same bits."""
         own: list[Tensor] = []
+        way: Way = ALL
         with self._undone():
             try:
-                own = [*_leaves(self.run(inputs, targets, seed)), *_copies(self.model)]
+                way, rest = self._begun(inputs, targets, seed)
+                if (ran := rest()) is None:
+                    raise ValueError("some samples alone had other outputs than in their batch")
+                own = [*_leaves(ran), *_copies(self.model)]
             except Exception as error:  # it holds only for the batch that it was made on
                 self.refusal = _reason(error)
         found = self.eager(inputs, targets, seed)
         wanted = [*_leaves(found), *self.model.buffers()]
-        self.verified = bool(own) and all(map(_same, own, wanted))
-        if not self.verified:
+        if not self.refusal and all(map(_same, own, wanted)):
+            self.verified.add(way)
+        else:
             self.refusal = self.refusal or "the program gave other numbers than the eager pass"
             self.operations = None
         return found
 
+    def _begun(
+        self, inputs: Tensor, targets: Tensor, seed: int | None
+    ) -> tuple[Way, Callable[[], Evaluation | None]]:
+        """The way that the program goes for a batch, and what goes on to the end."""
+        assert self.operations is not None
+        with torch.no_grad():
+            way, rest = self.operations.begin(inputs, targets, *self._numbers(seed))
+
+        def go_on() -> Evaluation | None:
+            assert self.spec is not None
+            with torch.no_grad():
+                leaves = rest()
+            return None if leaves is None else Evaluation(*tree_unflatten(leaves, self.spec))
+
+        return way, go_on
+
     def _make(self, inputs: Tensor, targets: Tensor, seed: int | None) -> None:
+        numbers, seeded = self._numbers(seed), seed is not None
+        split = Split("all")
+        whole = written_down(self._flat(split, seeded=seeded), inputs, targets, *numbers)
+        if split.shared is None:
+            self.operations = Straight(whole)
+            return
+        parting = self._flat(Split("hits"), seeded=seeded)
+        hits = written_down(parting, inputs, targets, *numbers)
+        assert self.spec is not None
+        *_, places = tree_unflatten(list(range(self.spec.num_leaves)), self.spec)
+        shared = places[split.shared.quantity.savefield]
+        self.operations = Sharing(self.model, whole, hits, shared)
+
+    def _flat(self, split: Split, *, seeded: bool) -> Callable[..., list[Tensor]]:
+        """The evaluation as a function of tensors, which returns what is looked at last."""
+
         def flat(x: Tensor, y: Tensor, *given: Tensor) -> list[Tensor]:
             def draws(total: int, offset: int) -> Draws:
-                return GlobalDraws() if seed is None else GivenDraws(total, given)
+                return GivenDraws(total, given) if seeded else GlobalDraws()
 
-            found = evaluate_with(self.model, self.loss, x, y, self.asked, draws)
+            found = evaluate_with(self.model, self.loss, x, y, self.asked, draws, split=split)
             leaves, self.spec = tree_flatten((found.loss, found.outputs, found.quantities))
             if any(not isinstance(leaf, Tensor) for leaf in leaves):
                 raise TypeError("a result is not a tensor")
-            return leaves
+            shared = split.shared
+            return leaves + ([found.outputs, shared.column, shared.weights] if shared else [])
 
-        with context.tracing():
-            made = make_fx(flat)(inputs, targets, *self._numbers(seed))
-        if (count := len(made.graph.nodes)) > _MOST_OPERATIONS:
-            raise ValueError(f"{count} operations are more than {_MOST_OPERATIONS}")
-        for node in made.graph.nodes:
-            if _is_shaped_by_values(node):
-                raise ValueError(f"the values decide what shape {node.target} returns")
-            if node.target is torch.ops.aten.alias.default:
-                node.replace_all_uses_with(node.args[0])
-        made.graph.eliminate_dead_code()  # the checks that `context.holds` took to hold, mostly
-        made.recompile()
-        self.operations = made
+        return flat
 
     def _numbers(self, seed: int | None) -> list[Tensor]:
         if seed is None:
@@ -237,14 +264,6 @@ class _Program:
         with torch.no_grad():
             for buffer, value in zip(self.model.buffers(), before, strict=True):
                 buffer.copy_(value)
-
-
-def _is_shaped_by_values(node: Node) -> bool:
-    if node.target is torch.ops.aten.index.Tensor:  # by a mask, not by numbers
-        indices: Any = node.args[1]
-        kinds = [i.meta.get("val", _MASK).dtype for i in indices if i is not None]
-        return not {torch.bool, torch.uint8}.isdisjoint(kinds)
-    return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
 
 
 def _reason(error: Exception) -> str:

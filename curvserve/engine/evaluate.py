@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from inspect import signature
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from curvserve.engine import context, losses, memory_format
+from curvserve.engine import context, losses, memory_format, share
 from curvserve.engine.draws import GlobalDraws, SeededDraws
 from curvserve.engine.errors import NotRecordedError, UnsupportedLossError
 from curvserve.engine.first_order import FirstOrder
@@ -24,6 +24,7 @@ from curvserve.engine.quantities import (
     Quantity,
     Subsampled,
 )
+from curvserve.engine.quantities.diagonal import square_sums
 from curvserve.engine.recording import attached, is_attached
 from curvserve.engine.rows import Rows
 from curvserve.engine.second_order import Pass
@@ -111,13 +112,18 @@ def evaluate_with(
     asked: Mapping[str, Quantity | None],
     draws: DrawsOf,
     chunk: int | None = None,
+    split: share.Split | None = None,
 ) -> Evaluation:
-    """:func:`evaluate`, of quantities by name and with any source of random numbers."""
+    """:func:`evaluate`, of quantities by name and with any source of random numbers.
+
+    With a ``split``, what samples that would go back again contribute is left out of the result.
+    """
     rule = losses.find(loss)
     if rule is None:
         raise UnsupportedLossError(losses.refusal(loss))
     with context.own_passes(), nullcontext() if is_attached(model) else attached(model):
-        parts = list(_parts(model, loss, rule, inputs, targets, asked, draws, chunk))
+        batches = _parts(model, loss, rule, inputs, targets, chunk)
+        parts = [_evaluate(batch, asked, draws, split) for batch in batches]
     return _merge(parts, asked)
 
 
@@ -152,19 +158,16 @@ def _parts(
     rule: LossRule,
     inputs: Tensor,
     targets: Tensor,
-    asked: Mapping[str, Quantity | None],
-    draws: DrawsOf,
     chunk: int | None,
-) -> Iterator[Evaluation]:
-    """Evaluates the batch part by part, each with its share of the whole batch's loss."""
+) -> "Iterator[_Batch]":
+    """The batch part by part, each with its share of the whole batch's loss."""
     size = len(inputs) if chunk is None else chunk
     lines = max(1, len(targets) // max(1, len(inputs)))
     for start in range(0, len(inputs), size):
         own = targets[start * lines : (start + size) * lines]
-        batch = _Batch(
+        yield _Batch(
             model, loss, rule, inputs[start : start + size], own, targets, len(inputs), start
         )
-        yield _evaluate(batch, asked, draws)
 
 
 @dataclass(frozen=True)
@@ -196,16 +199,21 @@ class _Batch:
         return part / self.rule.norm(self.loss, all_outputs, self.whole)
 
 
-def _evaluate(batch: _Batch, asked: Mapping[str, Quantity | None], draws: DrawsOf) -> Evaluation:
+def _evaluate(
+    batch: _Batch, asked: Mapping[str, Quantity | None], draws: DrawsOf, split: share.Split | None
+) -> Evaluation:
     named = {name: p for name, p in batch.model.named_parameters() if p.requires_grad}
-    with torch.enable_grad():
+    with torch.enable_grad(), share.watched(batch.model) as steady:
         outputs = memory_format.run(batch.model, batch.inputs)
-        share = batch.share(outputs)
-        value = batch.loss(outputs, batch.targets) * share
-    found, first = _extensions(batch, outputs, share, asked, list(named.values()), draws)
+    with torch.enable_grad():
+        part = batch.share(outputs)
+        value = batch.loss(outputs, batch.targets) * part
+    work = _Work(batch, outputs, part, list(named.values()), steady.holds, split)
+    if extensions := [q for q in asked.values() if q is not None]:
+        work.begin(extensions, draws)
     gradients = torch.autograd.grad(value, list(named.values()), allow_unused=True)
-    if first is not None:
-        first.unfinished()
+    work.end()
+    found = work.found
     found[GRADIENT] = {
         p: torch.zeros_like(p) if g is None else g
         for p, g in zip(named.values(), gradients, strict=True)
@@ -217,48 +225,92 @@ def _evaluate(batch: _Batch, asked: Mapping[str, Quantity | None], draws: DrawsO
     )
 
 
-def _extensions(
-    batch: _Batch,
-    outputs: Tensor,
-    share: float | Tensor,
-    asked: Mapping[str, Quantity | None],
-    parameters: Sequence[Tensor],
-    draws: DrawsOf,
-) -> tuple[dict[str, dict[Tensor, Any]], FirstOrder | None]:
-    """The states of all extensions; those made of the gradient are filled in as it is computed."""
-    found: dict[str, dict[Tensor, Any]] = {}
-    extensions = [q for q in asked.values() if q is not None]
-    if not extensions:
-        return found, None
-    values, node = outputs.detach(), outputs.grad_fn
-    losses.check(batch.rule, batch.loss, values, batch.targets)
-    if node is None:
-        raise NotRecordedError("the model's output does not depend on any trainable parameter")
-    edge = GradientEdge(node, outputs.output_nr)
-    graph = read(edge)
-    way = plan(graph, edge, values)
-    loss = LossAt(batch.rule, batch.loss, values, batch.targets, share, way.layout, way.samples)
-    absent = _absent(graph, way, parameters)
-    first: list[GradientQuantity] = []
-    with torch.no_grad():
-        at = Pass(graph, way, edge, loss, _draws(batch, outputs, draws), absent)
-        for quantity in extensions:
-            states = quantity.compute(at)
-            if states is None:
-                assert isinstance(quantity, GradientQuantity)
-                first.append(quantity)
-                states = {p: quantity.reduce(Rows((), way.samples, p.detach())) for p in absent}
-            found[quantity.savefield] = states
-    if not first:
-        return found, None
+@dataclass
+class _Work:
+    """The extensions of one batch: what is done before its gradient is computed, and after.
 
-    def done(parameter: Tensor, states: dict[str, Any]) -> None:
-        for field, state in states.items():
-            found[field][parameter] = state
+    Attributes:
+        part: By what the loss of the batch is multiplied.
+        steady: Whether samples of the batch may go through the model again.
+        found: The states by savefield; those made of the gradient are filled in as it is computed.
+    """
 
-    caught = FirstOrder(first, done)
-    caught.watch(graph, way)
-    return found, caught
+    batch: _Batch
+    outputs: Tensor
+    part: float | Tensor
+    parameters: Sequence[Tensor]
+    steady: bool
+    split: share.Split | None
+    found: dict[str, dict[Tensor, Any]] = field(default_factory=dict)
+    _first: list[GradientQuantity] = field(default_factory=list)
+    _caught: FirstOrder | None = None
+    _again: dict[str, share.Again] = field(default_factory=dict)
+
+    def begin(self, extensions: Sequence[Quantity], draws: DrawsOf) -> None:
+        """Computes what is made of the loss's curvature, and sets hooks for the rest."""
+        batch, values, node = self.batch, self.outputs.detach(), self.outputs.grad_fn
+        losses.check(batch.rule, batch.loss, values, batch.targets)
+        if node is None:
+            raise NotRecordedError("the model's output does not depend on any trainable parameter")
+        edge = GradientEdge(node, self.outputs.output_nr)
+        graph = read(edge)
+        way = plan(graph, edge, values)
+        loss = LossAt(
+            batch.rule, batch.loss, values, batch.targets, self.part, way.layout, way.samples
+        )
+        absent = _absent(graph, way, self.parameters)
+        with torch.no_grad():
+            numbers = _draws(batch, self.outputs, draws)
+            at = Pass(graph, way, edge, absent, loss=loss, draws=numbers)
+            for quantity in extensions:
+                states = self._compute(quantity, at)
+                if isinstance(states, GradientQuantity):
+                    self._first.append(states)
+                    empty = (Rows((), way.samples, p.detach()) for p in absent)
+                    states = {p: states.reduce(rows) for p, rows in zip(absent, empty, strict=True)}
+                self.found[quantity.savefield] = states
+        if self._first:
+            self._caught = FirstOrder(self._first, self._done)
+            self._caught.watch(graph, way)
+
+    def end(self) -> None:
+        """Runs when the gradient has been computed."""
+        if self._caught is not None:
+            self._caught.unfinished()
+        with torch.no_grad():
+            for savefield, again in self._again.items():
+                share.add(self.found[savefield], again.square_sums())
+
+    def _compute(self, quantity: Quantity, at: Pass) -> dict[Tensor, Any] | GradientQuantity:
+        """The states of a quantity, or what makes them of the gradient."""
+        shared = share.shared(at, quantity, self.batch.inputs) if self.steady else None
+        if shared is not None:
+            return self._hits(shared, at) or square_sums(at, [shared.column])
+        states = quantity.compute(at)
+        if states is None:
+            assert isinstance(quantity, GradientQuantity)
+            return quantity
+        return states
+
+    def _hits(self, shared: share.Shared, at: Pass) -> share.Hits | None:
+        """What is made of the gradient for the samples where it is the column; None for too few."""
+        if self.split is not None:
+            self.split.shared = shared
+            return share.Hits(shared) if self.split.way == "hits" else None
+        chosen = share.misses(shared.weights)
+        if chosen is None:
+            return None
+        if len(chosen):
+            own = share.picked(self.batch.inputs, shared.column, chosen)
+            again = share.again(self.batch.model, *own)
+            if not share.alike(again.outputs, at.loss.outputs, chosen):
+                return None
+            self._again[shared.quantity.savefield] = again
+        return share.Hits(shared)
+
+    def _done(self, parameter: Tensor, states: dict[str, Any]) -> None:
+        for savefield, state in states.items():
+            self.found[savefield][parameter] = state
 
 
 def _absent(graph: Graph, way: Plan, parameters: Sequence[Tensor]) -> list[Tensor]:

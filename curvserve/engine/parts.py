@@ -1,7 +1,7 @@
 """The share that each call of a module has in the rows of the parameters it accounts for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from curvserve.engine.plan import Account, Plan
 from curvserve.engine.recording import Call
 from curvserve.engine.rows import Part
 
-__all__ = ["RulePart", "arranged", "gather", "parts"]
+__all__ = ["RulePart", "along", "arranged", "gather", "parts"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ class RulePart:
         """See :class:`curvserve.engine.rows.Part`."""
         return self.rule.matrices(self.module, self.name, self.a, self.s)
 
+    def weighted(self, weights: Tensor) -> Part:
+        """See :class:`curvserve.engine.rows.Part`."""
+        return replace(self, s=self.s * along(weights, self.s))
+
     def lines(self) -> range | None:
         """See :class:`curvserve.engine.rows.Part`."""
         return self.rule.of(self.name) if isinstance(self.rule, OfLines) else None
@@ -79,13 +83,16 @@ class _ReplayPart:
 
     replayed: _Replayed
     name: str
+    weights: Tensor | None = None
 
     def rows(self, samples: Tensor | None) -> Tensor:
         rows = self.replayed[self.name]
+        if self.weights is not None:
+            rows = rows * along(self.weights, rows)
         return rows if samples is None else rows[samples]
 
     def square_sum(self, others: Sequence[Part] = ()) -> Tensor:
-        total = self.replayed[self.name].square().sum(0)
+        total = self.rows(None).square().sum(0)
         for other in others:
             total = total + other.square_sum()
         return total
@@ -93,8 +100,16 @@ class _ReplayPart:
     def matrices(self) -> tuple[Tensor, Tensor] | None:
         return None
 
+    def weighted(self, weights: Tensor) -> Part:
+        return replace(self, weights=weights)
+
     def lines(self) -> range | None:
         return None
+
+
+def along(weights: Tensor, rows: Tensor) -> Tensor:
+    """Numbers of samples ``[N]``, to be multiplied by what has the samples first."""
+    return weights.to(rows.dtype).reshape(-1, *[1] * (rows.dim() - 1))
 
 
 def parts(

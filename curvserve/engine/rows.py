@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -29,6 +29,9 @@ class Part(Protocol):
 
         None where the parameter is not the matrix W of such a layer.
         """
+
+    def weighted(self, weights: Tensor) -> "Part":
+        """The same of rows that are each multiplied by an entry of ``weights`` ``[N]``."""
 
     def lines(self) -> range | None:
         """Which lines of the rows may be other than zero, None where that is not known."""
@@ -90,6 +93,10 @@ class Rows:
         known = len(taken) == len(lines)
         behind = all(a[1] <= b[0] for a, b in itertools.pairwise(taken))
         return len(lines) == 1 or (len(lines) > 1 and known and behind)
+
+    def weighted(self, weights: Tensor) -> "Rows":
+        """The rows, each multiplied by an entry of ``weights`` ``[N]``."""
+        return replace(self, parts=[part.weighted(weights) for part in self.parts])
 
     def total(self) -> Tensor:
         """``sum_n J_n^T s_n``, shape ``[*p]``."""

@@ -6,7 +6,7 @@ operation there is.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from curvserve.engine.parts import gather
 from curvserve.engine.plan import Plan
 from curvserve.engine.rows import Rows
 
-__all__ = ["Pass"]
+__all__ = ["Pass", "Transport"]
 
 _TOGETHER_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
 """What the cotangents of columns that go back together may take, at all layers.
@@ -28,23 +28,19 @@ On a CPU they are meant to stay in its cache; a GPU waits for less if it is give
 
 
 @dataclass(frozen=True)
-class Pass:
-    """A loss, the graph behind the model's output, and who accounts for which parameter.
+class Transport:
+    """The way from a model's output to its layers.
 
     Attributes:
         graph: The graph behind the output.
         plan: Who accounts for which parameter.
         output: The edge of the model's output.
-        loss: The loss there.
-        draws: Where random numbers come from.
         absent: Parameters that the loss does not depend on, of which results are wanted too.
     """
 
     graph: Graph
     plan: Plan
     output: GradientEdge
-    loss: LossAt
-    draws: Draws
     absent: Sequence[Tensor] = ()
 
     def rows(self, columns: Iterable[Tensor]) -> Iterator[dict[Tensor, Rows]]:
@@ -71,9 +67,9 @@ class Pass:
         # a layer's cotangents take about as much as its inputs
         given = (t for r in self._recorded() for t in r.call.args if isinstance(t, Tensor))
         size = sum(t.numel() * t.element_size() for t in given)
-        most = _TOGETHER_BYTES.get(self.loss.outputs.device.type, 8 << 20)
-        count = max(1, most // max(1, size))
         waiting = list(columns)
+        most = _TOGETHER_BYTES.get(waiting[0].device.type, 8 << 20) if waiting else 0
+        count = max(1, most // max(1, size))
         for start in range(0, len(waiting), count):
             group = waiting[start : start + count]
             yield [self._rows(each) for each in self._arrived_together(group)]
@@ -119,6 +115,19 @@ class Pass:
         gathered = gather(self.plan, self.graph, cotangents)
         rows = {p: Rows(own, samples, p) for p, own in gathered.items()}
         return rows | {p: Rows((), samples, p) for p in self.absent}
+
+
+@dataclass(frozen=True)
+class Pass(Transport):
+    """One backward pass through a loss, as second-order quantities see it.
+
+    Attributes:
+        loss: The loss at the output.
+        draws: Where random numbers come from.
+    """
+
+    loss: LossAt = field(kw_only=True)
+    draws: Draws = field(kw_only=True)
 
     def parameters(self) -> list[Tensor]:
         """The parameters in the graph, each once."""

@@ -91,6 +91,18 @@ class LossRule(ABC):
             terms = terms.narrow(axis, 0, 1)
         return (draws.signs(len(columns), terms, count) * columns).sum(1)
 
+    def shared(
+        self, module: nn.Module, outputs: Tensor, targets: Any, draws: Draws
+    ) -> tuple[Tensor, Tensor] | None:
+        """One estimate as :meth:`sampled` makes it, and where it is the gradient.
+
+        Returns:
+            The column ``[*outputs.shape]``, and for each line of the output whether the column
+            there is the gradient of the undivided loss; None, and nothing drawn, where the rule
+            does not know.
+        """
+        return None
+
     def term_axes(self, outputs: Tensor) -> tuple[int, ...]:
         """The axes of the output along which one term reads, none if it reads one element."""
         return ()
@@ -185,6 +197,23 @@ class LossAt:
         """
         columns = self.rule.sampled(self.module, self.outputs, self.targets, count, draws)
         return self._scaled(columns) * float(count**-0.5)
+
+    def shared_column(self, draws: Draws) -> tuple[Tensor, Tensor] | None:
+        """One random column, and by what each line of the gradient becomes that of the column.
+
+        Returns:
+            The column, of the shape of the outputs, and a number for each of their lines, zero
+            where the gradient is of no use; None, and nothing drawn, where the rule of the loss
+            does not know.
+
+        Raises:
+            UnsupportedLossError: A second derivative is negative or not finite.
+        """
+        found = self.rule.shared(self.module, self.outputs, self.targets, draws)
+        if found is None:
+            return None
+        column, same = found
+        return self._scaled(column), same.to(column.dtype) / self.factor().sqrt()
 
     def gradient(self) -> Tensor:
         """The gradient of the (scaled) loss with respect to the outputs, of their shape."""

@@ -72,12 +72,31 @@ class CrossEntropy(LossRule):
         self, module: Any, outputs: Tensor, targets: Tensor, count: int, draws: Draws
     ) -> Tensor:
         """``sqrt(c) (p - e_y)`` with y drawn from p."""
-        probabilities = outputs.softmax(1).movedim(1, -1)
-        drawn = draws.classes(probabilities, count).unsqueeze(-1)
-        all_draws = probabilities.expand(count, *probabilities.shape)
-        taken = outputs.new_full((), -1).expand_as(drawn)
-        columns = all_draws.scatter_add(-1, drawn, taken).movedim(-1, 2)
-        return columns * _coefficients(module, outputs, targets).sqrt()
+        return _sampled(module, outputs, targets, count, draws)[0]
+
+    def shared(
+        self, module: Any, outputs: Tensor, targets: Tensor, draws: Draws
+    ) -> tuple[Tensor, Tensor] | None:
+        """The gradient is ``p - e_y`` with y the label: the same where that is drawn."""
+        if module.weight is not None or module.label_smoothing or targets.is_floating_point():
+            return None
+        if outputs.dim() > 2:
+            return None
+        columns, drawn = _sampled(module, outputs, targets, 1, draws)
+        return columns[0], drawn[0] == targets
+
+
+def _sampled(
+    module: Any, outputs: Tensor, targets: Tensor, count: int, draws: Draws
+) -> tuple[Tensor, Tensor]:
+    """The columns, and the classes drawn ``[count, N, ...]``."""
+    probabilities = outputs.softmax(1).movedim(1, -1)
+    drawn = draws.classes(probabilities, count)
+    places = drawn.unsqueeze(-1)
+    all_draws = probabilities.expand(count, *probabilities.shape)
+    taken = outputs.new_full((), -1).expand_as(places)
+    columns = all_draws.scatter_add(-1, places, taken).movedim(-1, 2)
+    return columns * _coefficients(module, outputs, targets).sqrt(), drawn
 
 
 def _class_weights(module: Any, outputs: Tensor, targets: Tensor) -> Tensor:

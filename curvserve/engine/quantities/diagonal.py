@@ -17,7 +17,7 @@ from curvserve.engine.quantities.base import ColumnQuantity, MonteCarlo
 from curvserve.engine.rows import Rows
 
 if TYPE_CHECKING:
-    from curvserve.engine.second_order import Pass
+    from curvserve.engine.second_order import Pass, Transport
 
 __all__ = [
     "DiagGGNExact",
@@ -29,11 +29,11 @@ __all__ = [
 ]
 
 
-def square_sums(at: "Pass", columns: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+def square_sums(at: "Transport", columns: Iterable[Tensor]) -> dict[Tensor, Tensor]:
     """The squared rows of each parameter, summed over samples and columns.
 
     Args:
-        at: The pass.
+        at: The way to the layers.
         columns: Cotangents of the model's output, as many of which go back together as fit.
     """
     sums: dict[Tensor, Tensor] = {}

@@ -1,0 +1,144 @@
+"""Evaluations written down as flat operations, and how they are run."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from curvserve.engine import context, share
+from curvserve.engine.branches import cut
+from curvserve.engine.recording import attached
+
+__all__ = ["ALL", "Operations", "Sharing", "Straight", "Way", "written_down"]
+
+_MOST_OPERATIONS = 20_000
+
+_MASK = torch.empty(0, dtype=torch.bool)
+
+Way = int
+"""By which operations a program goes: the number of samples that go back alone, or `ALL`."""
+
+ALL = -1
+"""All samples go back together."""
+
+Rest = Callable[[], list[Tensor] | None]
+
+
+class Operations(Protocol):
+    """A program."""
+
+    def begin(self, *arguments: Tensor) -> tuple[Way, Rest]:
+        """Runs until it is known by which way it goes.
+
+        Returns:
+            The way, and what runs on and returns the results, or None where that way is found to
+            be none.
+        """
+
+
+class Straight:
+    """A program that always does the same."""
+
+    def __init__(self, program: GraphModule) -> None:
+        """Takes the program."""
+        self._program = _without_the_dead(program)
+
+    def begin(self, *arguments: Tensor) -> tuple[Way, Rest]:
+        """See :class:`Operations`."""
+        return ALL, lambda: self._program(*arguments)
+
+
+class Sharing:
+    """A program that leaves out the second backward pass where it can, see :mod:`.share`."""
+
+    def __init__(
+        self, model: nn.Module, whole: GraphModule, hits: GraphModule, places: Mapping[str, int]
+    ) -> None:
+        """Takes the programs for both ways.
+
+        Args:
+            model: The net.
+            whole: All samples go back again.
+            hits: None does. Both return the outputs, the column and the weights last.
+            places: For the names of parameters, where the shared results stand among the others.
+        """
+        self._model, self._places = model, places
+        self._cut = cut([whole, hits], 3)
+        self._again: dict[int, Callable[..., list[Tensor]]] = {}
+
+    def begin(self, *arguments: Tensor) -> tuple[Way, Rest]:
+        """See :class:`Operations`."""
+        (outputs, column, weights), values = self._cut.begin(*arguments)
+        chosen = share.misses(weights)
+        if chosen is None:
+            return ALL, lambda: self._cut.go_on(0, values)
+
+        def rest() -> list[Tensor] | None:
+            more: list[Tensor] = []
+            if len(chosen):
+                own, *more = self._run_again(*share.picked(arguments[0], column, chosen))
+                if not share.alike(own, outputs, chosen):
+                    return None
+            leaves = self._cut.go_on(1, values)
+            for place, part in zip(self._places.values(), more, strict=bool(more)):
+                leaves[place] = leaves[place] + part
+            return leaves
+
+        return len(chosen), rest
+
+    def _run_again(self, inputs: Tensor, column: Tensor) -> list[Tensor]:
+        size = len(inputs)
+        if size not in self._again:
+            alone = self._alone()
+            alone(inputs, column)  # what is found out at a first call is not to be written down
+            self._again[size] = _without_the_dead(written_down(alone, inputs, column))
+        return self._again[size](inputs, column)
+
+    def _alone(self) -> Callable[..., list[Tensor]]:
+        """What samples contribute that go through the net once more, after its output for them."""
+
+        def flat(x: Tensor, own: Tensor) -> list[Tensor]:
+            with context.own_passes(), attached(self._model):
+                again = share.again(self._model, x, own)
+                with torch.no_grad():
+                    sums = again.square_sums()
+            parameters = [self._model.get_parameter(name) for name in self._places]
+            return [again.outputs, *(sums.get(p, p.new_zeros(())) for p in parameters)]
+
+        return flat
+
+
+def written_down(function: Callable[..., list[Tensor]], *arguments: Tensor) -> GraphModule:
+    """Runs a function of tensors, and returns the operations that it sets off as a program.
+
+    Raises:
+        ValueError: They are too many, or their results' shapes depend on values.
+    """
+    with context.tracing():
+        made = make_fx(function)(*arguments)
+    if (count := len(made.graph.nodes)) > _MOST_OPERATIONS:
+        raise ValueError(f"{count} operations are more than {_MOST_OPERATIONS}")
+    for node in made.graph.nodes:
+        if _is_shaped_by_values(node):
+            raise ValueError(f"the values decide what shape {node.target} returns")
+        if node.target is torch.ops.aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+    return made
+
+
+def _without_the_dead(program: GraphModule) -> GraphModule:
+    """Leaves out, mostly, the checks that `context.holds` took to hold."""
+    program.graph.eliminate_dead_code()
+    program.recompile()
+    return program
+
+
+def _is_shaped_by_values(node: Node) -> bool:
+    if node.target is torch.ops.aten.index.Tensor:  # by a mask, not by numbers
+        indices: Any = node.args[1]
+        kinds = [i.meta.get("val", _MASK).dtype for i in indices if i is not None]
+        return not {torch.bool, torch.uint8}.isdisjoint(kinds)
+    return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
