@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,24 @@ def test_a_python_block_runs(block: Block, address: str) -> None:
             session = getattr(known[name], "session", known[name])
             assert session.version >= 2  # two batches, two steps or pushes
             session.close()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the pages use curl, and there is none")
+@pytest.mark.parametrize("page", sorted({b.page for b in blocks("bash")}), ids=lambda p: p.name)
+def test_the_shell_of_a_page_runs_from_top_to_bottom(
+    page: Path, address: str, tmp_path: Path
+) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for block in blocks("bash"):
+        if block.page == page:
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", block.text.replace(ADDRESS, address)],
+                cwd=tmp_path,
+                env={**os.environ, "PATH": path},
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, f"{block}: {done.stdout}{done.stderr}"
 
 
 def test_the_engines_page_runs_from_top_to_bottom() -> None:
