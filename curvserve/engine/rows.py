@@ -80,7 +80,8 @@ class Rows:
         columns = [self, *others]
         if self._apart() and all(len(rows.parts) == len(self.parts) for rows in others):
             found = zip(*(rows.parts for rows in columns), strict=True)
-            return torch.stack([part.square_sum(more) for part, *more in found]).sum(0)
+            first, *rest = (part.square_sum(more) for part, *more in found)
+            return torch.stack([first, *rest]).sum(0) if rest else first
         total = self.dense().square().sum(0)
         for rows in others:
             total = total + rows.dense().square().sum(0)

@@ -67,12 +67,13 @@ class Transport:
         # a layer's cotangents take about as much as its inputs
         given = (t for r in self._recorded() for t in r.call.args if isinstance(t, Tensor))
         size = sum(t.numel() * t.element_size() for t in given)
-        waiting = list(columns)
-        most = _TOGETHER_BYTES.get(waiting[0].device.type, 8 << 20) if waiting else 0
+        waiting = columns if isinstance(columns, Tensor) else list(columns)
+        most = _TOGETHER_BYTES.get(waiting[0].device.type, 8 << 20) if len(waiting) else 0
         count = max(1, most // max(1, size))
         for start in range(0, len(waiting), count):
             group = waiting[start : start + count]
-            yield [self._rows(each) for each in self._arrived_together(group)]
+            together = group if isinstance(group, Tensor) else torch.stack(group)
+            yield [self._rows(each) for each in self._arrived_together(together)]
 
     def _arrived(self, column: Tensor, *, batched: bool = False) -> tuple[Tensor | None, ...]:
         return torch.autograd.grad(
@@ -84,11 +85,11 @@ class Transport:
             is_grads_batched=batched,
         )
 
-    def _arrived_together(self, columns: Sequence[Tensor]) -> Iterator[tuple[Tensor | None, ...]]:
+    def _arrived_together(self, columns: Tensor) -> Iterator[tuple[Tensor | None, ...]]:
         """What arrives for each of several columns: in one pass, if every operation allows it."""
         if len(columns) > 1:
             try:
-                arrived = self._arrived(torch.stack(list(columns)), batched=True)
+                arrived = self._arrived(columns, batched=True)
             except RuntimeError:  # an operation that can be sent one cotangent only
                 pass
             else:

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["CACHE_BYTES", "square_sum"]
+__all__ = ["CACHE_BYTES", "square_sum", "squares"]
 
 CACHE_BYTES = 1 << 20
 """What the rows of one chunk may take: they are meant to stay in a core's second-level cache."""
@@ -45,7 +45,7 @@ def square_sum(a: Tensor, columns: Sequence[Tensor]) -> Tensor:
     _, positions, inputs = a.shape
     row = columns[0].shape[2] * inputs * a.element_size()
     if positions == 1:
-        return _added([s.squeeze(1).square() for s in columns]).T @ a.squeeze(1).square()
+        return squares([s.squeeze(1) for s in columns]).T @ a.squeeze(1).square()
     if row >= _LARGE_ROW:
         return (_pairs if positions <= _FEW_POSITIONS else _one_by_one)(a, columns)
     return _chunks(a, columns, max(1, CACHE_BYTES // max(1, row)))
@@ -59,7 +59,10 @@ def _pairs(a: Tensor, columns: Sequence[Tensor]) -> Tensor:
     def products(t: Tensor) -> Tensor:
         return t.index_select(1, first) * t.index_select(1, second)
 
-    left = _added([products(s) for s in columns]) * twice
+    left = products(columns[0])
+    for s in columns[1:]:
+        left += products(s)
+    left *= twice
     return left.flatten(0, 1).T @ products(a).flatten(0, 1)
 
 
@@ -80,5 +83,9 @@ def _chunks(a: Tensor, columns: Sequence[Tensor], size: int) -> Tensor:
     return total
 
 
-def _added(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).sum(0)
+def squares(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of the squares of tensors of one shape, element by element."""
+    total = tensors[0].square()
+    for t in tensors[1:]:
+        total.addcmul_(t, t)
+    return total

@@ -59,5 +59,6 @@ def square_sums_of(a: Tensor | None, columns: Sequence[Tensor]) -> Tensor:
     """The same squared, and summed over samples and columns."""
     columns = [positions(s) for s in columns]
     if a is None:
-        return torch.stack([s.sum(1).square().sum(0) for s in columns]).sum(0)
+        rows = [s.squeeze(1) if s.shape[1] == 1 else s.sum(1) for s in columns]
+        return contractions.squares(rows).sum(0)
     return contractions.square_sum(positions(a), columns)

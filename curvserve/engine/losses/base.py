@@ -65,8 +65,8 @@ class LossRule(ABC):
         """The square root of every term's Hessian, side by side.
 
         Returns:
-            ``[V, *outputs.shape]`` with V columns for each term. Columns of different terms
-            share an entry of the first axis; :class:`LossAt` takes them apart.
+            ``[V, *outputs.shape]`` with V columns for each term, in memory of its own. Columns of
+            different terms share an entry of the first axis; :class:`LossAt` takes them apart.
         """
 
     def thin(self, module: nn.Module, outputs: Tensor, targets: Any) -> Tensor:
@@ -79,7 +79,7 @@ class LossRule(ABC):
     def sampled(
         self, module: nn.Module, outputs: Tensor, targets: Any, count: int, draws: Draws
     ) -> Tensor:
-        """Estimates of the same square root, ``[count, *outputs.shape]``.
+        """Estimates of the same square root, ``[count, *outputs.shape]``, in memory of its own.
 
         The terms are independent and their draws have mean zero, so they need not be taken apart.
         The default adds up the exact columns with random signs, ``sum_v e_v S_v``, of which
@@ -136,6 +136,11 @@ def check(rule: LossRule, module: nn.Module, outputs: Tensor, targets: Any) -> N
             "the model's output holds NaN or infinity: no curvature can be computed there, and "
             "nothing was stored"
         )
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    """Whether all is finite; both extremes are NaN where anything is."""
+    return torch.isfinite(torch.stack([tensor.amin(), tensor.amax()])).all()
 
 
 def value_of(module: nn.Module, outputs: Tensor, targets: Any) -> Tensor:
@@ -252,13 +257,12 @@ class LossAt:
         return torch.as_tensor(self.scale, dtype=outputs.dtype, device=outputs.device) / norm
 
     def _scaled(self, columns: Tensor) -> Tensor:
-        if not context.holds(torch.isfinite(columns).all()):
+        if not context.holds(_finite(columns)):
             raise UnsupportedLossError(
                 f"{type(self.module).__name__} has a second derivative that is negative or not "
                 "finite (a negative weight or target?): it has no square root"
             )
-        scaled: Tensor = columns * self.factor().sqrt()
-        return scaled
+        return columns.mul_(self.factor().sqrt().to(columns.dtype))
 
     def _term_masks(self) -> list[Tensor]:
         """Masks that each keep one term of every sample, together all terms."""

@@ -62,11 +62,12 @@ class CrossEntropy(LossRule):
         probabilities = outputs.softmax(1).movedim(1, -1)
         sums = probabilities.flip(-1).cumsum(-1).flip(-1)
         divisors = sums.where(sums > 0, 1)  # of nothing but zeros: any will do
-        diagonal = (probabilities[..., :-1] * (sums[..., 1:] / divisors[..., :-1])).sqrt()
-        below = (probabilities.unsqueeze(-1) / divisors[..., 1:].unsqueeze(-2)).tril(-1)
-        unit = torch.eye(*below.shape[-2:], dtype=below.dtype, device=below.device)
-        columns = ((unit - below) * diagonal.unsqueeze(-2)).movedim(-1, 0).movedim(-1, 2)
-        return columns * _coefficients(module, outputs, targets).sqrt()
+        diagonal = probabilities[..., :-1] * (sums[..., 1:] / divisors[..., :-1])
+        diagonal = (diagonal * _coefficients(module, outputs, targets).movedim(1, -1)).sqrt()
+        # in place: with many classes it is a large tensor, and fresh memory costs most
+        columns = probabilities.unsqueeze(-2) / divisors[..., 1:].neg().unsqueeze(-1)
+        columns.triu_(1).diagonal(dim1=-2, dim2=-1).fill_(1)
+        return columns.mul_(diagonal.unsqueeze(-1)).movedim(-2, 0).movedim(-1, 2)
 
     def sampled(
         self, module: Any, outputs: Tensor, targets: Tensor, count: int, draws: Draws
