@@ -12,7 +12,7 @@ from curvserve.engine.layers.affine import OfLines
 from curvserve.engine.layers.generic import Replay
 from curvserve.engine.plan import Account, Plan
 from curvserve.engine.recording import Call
-from curvserve.engine.rows import Part
+from curvserve.engine.rows import Matrices, Part
 
 __all__ = ["RulePart", "along", "arranged", "gather", "parts"]
 
@@ -47,7 +47,7 @@ class RulePart:
         columns = [self.s, *(other.s for other in others if isinstance(other, RulePart))]
         return self.rule.square_sums(self.module, self.name, self.a, columns)
 
-    def matrices(self) -> tuple[Tensor, Tensor] | None:
+    def matrices(self) -> Matrices | None:
         """See :class:`curvserve.engine.rows.Part`."""
         return self.rule.matrices(self.module, self.name, self.a, self.s)
 
@@ -97,7 +97,7 @@ class _ReplayPart:
             total = total + other.square_sum()
         return total
 
-    def matrices(self) -> tuple[Tensor, Tensor] | None:
+    def matrices(self) -> Matrices | None:
         return None
 
     def weighted(self, weights: Tensor) -> Part:

@@ -8,7 +8,27 @@ from typing import Protocol
 import torch
 from torch import Size, Tensor
 
-__all__ = ["Part", "Rows"]
+__all__ = ["Matrices", "Part", "Rows"]
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """A layer ``y_t = W a_t``: row n for the matrix W, O x K, is ``sum_t s_t a_t^T``.
+
+    Attributes:
+        inputs: The inputs a, ``[N, T, K]``, their entries in an order of their own.
+        cotangents: The cotangents s, ``[N, T, O]``.
+        order: Which entry of the inputs each column of W belongs to; None if they agree. Putting
+            inputs in order is a pass over them, which many uses can do without.
+    """
+
+    inputs: Tensor
+    cotangents: Tensor
+    order: Tensor | None = None
+
+    def ordered(self) -> Tensor:
+        """The inputs in the order of the columns of W."""
+        return self.inputs if self.order is None else self.inputs.index_select(2, self.order)
 
 
 class Part(Protocol):
@@ -24,11 +44,8 @@ class Part(Protocol):
             others: The same part of further columns, whose squares are added.
         """
 
-    def matrices(self) -> tuple[Tensor, Tensor] | None:
-        """The inputs ``[N, T, K]`` and cotangents ``[N, T, O]`` of a layer ``y_t = W a_t``.
-
-        None where the parameter is not the matrix W of such a layer.
-        """
+    def matrices(self) -> Matrices | None:
+        """The call as that of a layer ``y_t = W a_t``; None if the parameter is no such W."""
 
     def weighted(self, weights: Tensor) -> "Part":
         """The same of rows that are each multiplied by an entry of ``weights`` ``[N]``."""
@@ -112,7 +129,7 @@ class Rows:
         """
         matrices = self.parts[0].matrices() if len(self.parts) == 1 else None
         if matrices is not None:
-            a, s = matrices
+            a, s = matrices.inputs, matrices.cotangents
             if a.shape[1] ** 2 < a.shape[2] * s.shape[2]:
                 return ((a @ a.mT) * (s @ s.mT)).sum((1, 2))
         return self.dense().reshape(self.samples, -1).square().sum(1)

@@ -79,6 +79,8 @@ def _entry(name: str, found: Any) -> Iterator[str]:
         inner = inner.fget if isinstance(inner, property) else inner
         if (method.startswith("_") and method != "__call__") or not inspect.isfunction(inner):
             continue
+        if not inner.__qualname__.startswith(f"{found.__qualname__}."):
+            continue  # inherited, and put here by torch when an optimizer of the class was made
         text = inspect.getdoc(inner) or ""
         if not text or re.match(r"See (the base class|`|:)", text):
             continue

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from curvserve.engine.layers.base import LayerRule
 from curvserve.engine.layers.linear import positions, rows_of, square_sums_of
+from curvserve.engine.rows import Matrices
 from curvserve.engine.samples import Layout
 
 __all__ = ["Affine", "Broadcast", "OfLines"]
@@ -64,13 +65,11 @@ class Affine(OfLines):
         total = square_sums_of(None if alone else a, columns)
         return self._placed(total, 0, module, name)
 
-    def matrices(
-        self, module: nn.Module, name: str, a: Tensor, s: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
+    def matrices(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Matrices | None:
         """The input and the cotangent themselves, where all lines are used at once."""
         parameter = module.get_parameter(name)
         whole = parameter.dim() == 2 and len(self.of(name)) == len(parameter)
-        return (positions(a), positions(s)) if whole else None
+        return Matrices(positions(a), positions(s)) if whole else None
 
 
 class Broadcast(OfLines):

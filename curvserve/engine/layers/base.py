@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from curvserve.engine.layers.contractions import CACHE_BYTES
+from curvserve.engine.rows import Matrices
 from curvserve.engine.samples import Layout
 
 __all__ = ["LayerRule"]
@@ -77,15 +78,12 @@ class LayerRule(ABC):
             total = total + self.square_sum(module, name, a, s)
         return total
 
-    def matrices(
-        self, module: nn.Module, name: str, a: Tensor, s: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
-        """The layer as ``y_t = W a_t`` on (patches of) its input, where it is one.
+    def matrices(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Matrices | None:
+        """The layer as ``y_t = W a_t`` on (patches of) its input.
 
         Returns:
-            The inputs ``[N, T, K]`` and cotangents ``[N, T, O]`` such that the row for the
-            parameter, seen as a matrix ``[O, K]``, is ``sum_t s_t a_t^T``; None where the
-            parameter is no such matrix.
+            Its inputs and cotangents, W being the parameter seen as a matrix ``[O, K]``; None
+            where the parameter is no such matrix.
         """
         return None
 

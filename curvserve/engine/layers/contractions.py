@@ -77,9 +77,11 @@ def _one_by_one(a: Tensor, columns: Sequence[Tensor]) -> Tensor:
 
 def _chunks(a: Tensor, columns: Sequence[Tensor], size: int) -> Tensor:
     total = a.new_zeros(columns[0].shape[2], a.shape[2])
+    rows = a.new_empty(min(size, len(a)), *total.shape)
     for s in columns:
         for a_chunk, s_chunk in zip(a.split(size), s.split(size), strict=True):
-            total += torch.bmm(s_chunk.mT, a_chunk).square_().sum(0)
+            own = torch.bmm(s_chunk.mT, a_chunk, out=rows[: len(a_chunk)])
+            total += own.square_().sum(0)
     return total
 
 

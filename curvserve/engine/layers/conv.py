@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, einsum, nn
 from torch.nn import functional as F
 
+from curvserve.engine import results
 from curvserve.engine.layers import contractions
 from curvserve.engine.layers.base import LayerRule
+from curvserve.engine.rows import Matrices
 
 __all__ = ["Conv"]
 
@@ -48,7 +50,8 @@ class Conv(LayerRule):
         if name == "bias" or module.groups > 1:
             return super().square_sums(module, name, a, columns)
         if _is_one_map(module, a):
-            return torch.stack([_of_one_map(module, a, s) for s in columns]).sum(0)
+            first, *rest = (_of_one_map(module, a, s) for s in columns)
+            return sum(rest, first)
         s = columns[0]
         window = _Window.of(module, a, s)
         inputs = window.size * a.shape[2]
@@ -61,15 +64,15 @@ class Conv(LayerRule):
             total += contractions.square_sum(window.inputs(a_chunk), outputs)
         return window.whole(total.unflatten(1, (window.size, -1)).mT.unsqueeze(0)).squeeze(0)
 
-    def matrices(
-        self, module: Any, name: str, a: Tensor, s: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
+    def matrices(self, module: Any, name: str, a: Tensor, s: Tensor) -> Matrices | None:
         """The patches, and the cotangents at the positions they belong to (without groups)."""
         if name == "bias" or module.groups > 1:
             return None
         patches = _Window.of(module, a, s, whole=True).inputs(a)
-        # from [*kernel, C] to [C, *kernel], as the weight has them
-        return patches.unflatten(2, (-1, a.shape[2])).mT.flatten(2), _positions(s)
+        # they are [*kernel, C], and the weight has [C, *kernel]
+        entries = torch.arange(patches.shape[2], device=a.device)
+        order = entries.unflatten(0, (-1, a.shape[2])).T.flatten()
+        return Matrices(patches, _positions(s), order)
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,10 @@ class _Window:
         for axis, (size, gap, step) in enumerate(options, start=1):
             a = a.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
         # [N, *positions, C, *taps] -> [N, *positions, *taps, C]
-        return a.movedim(1 + space, -1).flatten(1 + space, -2).flatten(1, space)
+        a = a.movedim(1 + space, -1)
+        # several times as large as the input: memory that is used again
+        written = results.empty(a.shape, a).copy_(a)
+        return written.flatten(1 + space, -2).flatten(1, space)
 
     def inputs(self, a: Tensor) -> Tensor:
         """Inputs ``[N, K, C, *space]`` as those of a linear layer, ``[N, T, taps * C]``."""

@@ -6,6 +6,7 @@ from torch import Tensor, einsum, nn
 from torch.nn import functional as F
 
 from curvserve.engine.layers.base import LayerRule
+from curvserve.engine.rows import Matrices
 
 __all__ = ["ConvTranspose"]
 
@@ -29,14 +30,12 @@ class ConvTranspose(LayerRule):
         patches, s = (t.unflatten(2, (module.groups, -1)) for t in (patches, s))
         return einsum("ntgol,ntgckl->ngcok", s, patches).reshape(len(s), *module.weight.shape)
 
-    def matrices(
-        self, module: Any, name: str, a: Tensor, s: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
+    def matrices(self, module: Any, name: str, a: Tensor, s: Tensor) -> Matrices | None:
         """The patches, K running over ``[C, *kernel]``, and the cotangents (without groups)."""
         if name == "bias" or module.groups > 1:
             return None
         patches = _patches(module, a.flatten(0, 1), s.shape[3:]).unflatten(0, s.shape[:2])
-        return patches.flatten(2, 3).mT.flatten(1, 2), s.flatten(3).mT.flatten(1, 2)
+        return Matrices(patches.flatten(2, 3).mT.flatten(1, 2), s.flatten(3).mT.flatten(1, 2))
 
 
 def _patches(module: Any, a: Tensor, space: Any) -> Tensor:

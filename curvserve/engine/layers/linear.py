@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from curvserve.engine import results
 from curvserve.engine.layers import contractions
 from curvserve.engine.layers.base import LayerRule
+from curvserve.engine.rows import Matrices
 
 __all__ = ["Linear", "positions", "rows_of", "square_sums_of"]
 
@@ -33,11 +34,9 @@ class Linear(LayerRule):
         total = square_sums_of(None if name == "bias" else a, columns)
         return total.reshape(module.get_parameter(name).shape)
 
-    def matrices(
-        self, module: nn.Module, name: str, a: Tensor, s: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
+    def matrices(self, module: nn.Module, name: str, a: Tensor, s: Tensor) -> Matrices | None:
         """The input and the cotangent themselves, their extra axes folded into one."""
-        return None if name == "bias" else (positions(a), positions(s))
+        return None if name == "bias" else Matrices(positions(a), positions(s))
 
 
 def positions(t: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ class _Averaged(Quantity):
                 f"parameter '{name}' of {type(link.module).__name__}: {type(self).__name__} has no "
                 "Kronecker factors for it; freeze it, or use DiagGGNMC"
             )
-        inputs, places = made[0], made[1][0].long()  # [T, O]
+        inputs, places = made.ordered(), made.cotangents[0].long()  # [T, O]
         outer = torch.stack([matrix[places[t]] for t in range(len(places))]).sum(0)
         outer = torch.stack([outer[:, places[t]] for t in range(len(places))]).sum(0)
         return inputs, outer

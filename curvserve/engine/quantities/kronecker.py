@@ -16,7 +16,7 @@ from torch import Tensor
 
 from curvserve.engine.errors import UncoveredParameterError
 from curvserve.engine.quantities.base import ColumnQuantity, Exact, MonteCarlo
-from curvserve.engine.rows import Rows
+from curvserve.engine.rows import Matrices, Rows
 
 __all__ = ["KFAC", "KFLR", "EKFAC"]
 
@@ -32,16 +32,25 @@ class _Factors:
         samples: The number N of samples.
         outer: ``sum s s^T``, ``[O, O]``.
         inner: ``sum a a^T``, ``[K, K]``; None for a parameter that is a vector.
+        order: That of the entries of a, see :class:`Matrices`.
         columns: The inputs and cotangents of every column, kept where a second look is needed.
     """
 
     samples: int
     outer: Tensor
     inner: Tensor | None = None
+    order: Tensor | None = None
     columns: tuple[tuple[Tensor, Tensor], ...] = field(default=(), repr=False)
 
     def results(self) -> list[Tensor]:
-        return [self.outer] if self.inner is None else [self.outer, self.inner / self.samples]
+        if self.inner is None:
+            return [self.outer]
+        inner = self.inner / self.samples
+        return [self.outer, self.in_order(self.in_order(inner, 0), 1)]
+
+    def in_order(self, t: Tensor, axis: int) -> Tensor:
+        """What has an axis of the entries of a, with these in the order of the columns of W."""
+        return t if self.order is None else t.index_select(axis, self.order)
 
 
 class _Kronecker(ColumnQuantity):
@@ -83,10 +92,11 @@ class _Kronecker(ColumnQuantity):
             outputs, inputs = rows.like.shape[0], rows.like[0].numel()
             zeros = rows.like.new_zeros
             return _Factors(rows.samples, zeros(outputs, outputs), zeros(inputs, inputs))
-        a, s = _matrices(rows)
+        found = _matrices(rows)
+        a, s = found.inputs, found.cotangents
         inner, outer = self._shared(a, s)
         kept = ((a, s),) if self._keeps_columns else ()
-        return _Factors(rows.samples, outer.T @ outer, inner.T @ inner, kept)
+        return _Factors(rows.samples, outer.T @ outer, inner.T @ inner, found.order, kept)
 
     def _shared(self, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """The vectors ``[., K]`` and ``[., O]`` whose outer products make the factors."""
@@ -107,6 +117,7 @@ class _Kronecker(ColumnQuantity):
             sum(s.samples for s in states),
             torch.stack([s.outer for s in states]).sum(0),
             torch.stack(inner).sum(0) if inner else None,
+            states[0].order,
             tuple(column for s in states for column in s.columns),
         )
 
@@ -194,18 +205,21 @@ class EKFAC(_Kronecker, MonteCarlo):
         for a, s in state.columns:
             for a_n, s_n in zip(a @ inner, s @ outer, strict=True):
                 moments += (s_n.T @ a_n).square_()
-        return [outer, inner, moments]
+        return [outer, state.in_order(inner, 0), moments]
 
 
 class _NoMatrixError(Exception):
     """The parameter, its only argument, is not the matrix of a linear layer."""
 
 
-def _matrices(rows: Rows) -> tuple[Tensor, Tensor]:
+def _matrices(rows: Rows) -> Matrices:
     """Inputs and cotangents of all uses of a matrix; a further use is further positions."""
-    found = [part.matrices() for part in rows.parts]
-    shapes = {(m[0].shape[2], m[1].shape[2]) for m in found if m is not None}
-    if None in found or len(shapes) > 1:
+    every = [part.matrices() for part in rows.parts]
+    found = [m for m in every if m is not None]
+    shapes = {(m.inputs.shape[2], m.cotangents.shape[2]) for m in found}
+    if len(found) < len(every) or len(shapes) > 1:
         raise _NoMatrixError(rows.like)
-    inputs, cotangents = zip(*(m for m in found if m is not None), strict=True)
-    return torch.cat(inputs, 1), torch.cat(cotangents, 1)
+    if len(found) == 1:
+        return found[0]
+    cotangents = [m.cotangents for m in found]
+    return Matrices(torch.cat([m.ordered() for m in found], 1), torch.cat(cotangents, 1))
