@@ -205,7 +205,8 @@ class EKFAC(_Kronecker, MonteCarlo):
         for a, s in state.columns:
             for a_n, s_n in zip(a @ inner, s @ outer, strict=True):
                 moments += (s_n.T @ a_n).square_()
-        return [outer, state.in_order(inner, 0), moments]
+        # laid out as the other, column by column: torch.kron takes no mixture
+        return [outer, state.in_order(inner.mT, 1).mT, moments]
 
 
 class _NoMatrixError(Exception):
