@@ -12,6 +12,7 @@ from .machine import Ticket
 from .snapshots import snapshot_of, without_rule_state
 from .state import SessionState, Tensors
 from .storage import (
+    Backup,
     BatchRef,
     Change,
     CheckpointInfo,
@@ -158,6 +159,14 @@ class Durability:
         """
         absent = errors.UnknownCheckpoint
         return await self._run(lambda store: store.read_checkpoint(session, name), absent)
+
+    async def backup(self) -> Backup:
+        """Return a copy of everything that is kept, as it is between two changes; to be closed.
+
+        Raises:
+            NotFound: nothing is kept.
+        """
+        return await self._run(lambda store: store.backup(), errors.NotFound)
 
     def close(self) -> None:
         """Finish what is under way and close the store."""

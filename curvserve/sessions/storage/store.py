@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from .backup import Backup
 from .records import (
     BatchRef,
     Change,
@@ -108,6 +109,14 @@ class Store(Protocol):
         Raises:
             NotStored: there is no checkpoint of this name.
             Damaged: the file is not what was written.
+        """
+        ...
+
+    def backup(self) -> Backup:
+        """Return a copy of everything that is kept, as it is now; to be closed.
+
+        Raises:
+            NotStored: nothing is kept.
         """
         ...
 

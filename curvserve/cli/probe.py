@@ -1,0 +1,38 @@
+"""Plain questions to a server, without the client library, which takes seconds to load."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .reach import read_key
+
+if TYPE_CHECKING:
+    import httpx
+
+
+@contextmanager
+def probe(url: str, key_file: Path | None, seconds: float) -> Iterator["httpx.Client"]:
+    """Yield an HTTP client of a server.
+
+    Args:
+        url: `http://host:port` or `unix:/path`.
+        key_file: file with the API key; None for that in `CURVSERVE_API_KEY`.
+        seconds: how long it waits for each part of an answer.
+
+    Raises:
+        typer.Exit: the file cannot be read.
+        httpx.InvalidURL: it is no URL.
+    """
+    import httpx
+
+    socket = url.removeprefix("unix:") if url.startswith("unix:/") else None
+    key = read_key(key_file) or os.environ.get("CURVSERVE_API_KEY")
+    with httpx.Client(
+        base_url="http://localhost" if socket else url,
+        transport=httpx.HTTPTransport(uds=socket) if socket else None,
+        headers={"authorization": f"Bearer {key}"} if key else {},
+        timeout=seconds,
+    ) as client:
+        yield client
