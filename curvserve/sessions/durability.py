@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from curvserve_client import errors
@@ -72,6 +73,11 @@ class Durability:
         """
         self._store = self._thread.submit(self._open).result()
         self.level = self._store.level
+
+    @property
+    def folder(self) -> Path | None:
+        """The data folder; None where nothing is kept, or it is not open."""
+        return None if self._store is None else self._store.folder
 
     async def recover(self) -> Recovered:
         """Return what is in the store, which is opened now if it has not been.

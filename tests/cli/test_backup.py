@@ -30,7 +30,7 @@ def batch(version: int) -> tuple[Tensor, Tensor]:
 
 
 class Training(threading.Thread):
-    """A client that trains until it is told how many versions are enough, and remembers every version."""
+    """A client that trains until it has as many versions as it is told, and keeps them all."""
 
     def __init__(self, url: str, name: str) -> None:
         super().__init__()

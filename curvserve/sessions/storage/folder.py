@@ -35,6 +35,7 @@ class FolderStore:
 
     Attributes:
         level: what an acknowledged change survives.
+        folder: where they are kept.
         epoch: counts the openings of the folder.
     """
 
@@ -52,6 +53,7 @@ class FolderStore:
             StorageFailed: the disk refuses.
         """
         self.level = level
+        self.folder: Path | None = path
         self._sync = level is Level.FULL
         self._sessions: dict[str, LiveSession] = {}
         self._broken = ""

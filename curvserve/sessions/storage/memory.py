@@ -34,9 +34,11 @@ class MemoryStore:
 
     Attributes:
         level: `none`.
+        folder: None.
     """
 
     level = Level.NONE
+    folder: Path | None = None
 
     def __init__(self) -> None:
         """Begin empty."""

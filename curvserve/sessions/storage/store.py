@@ -1,6 +1,7 @@
 """The one interface behind which states are kept, on disk or not at all."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from .backup import Backup
@@ -25,9 +26,11 @@ class Store(Protocol):
 
     Attributes:
         level: what an acknowledged change survives.
+        folder: where sessions are kept; None where they are not.
     """
 
     level: Level
+    folder: Path | None
 
     def recover(self) -> Recovered:
         """Return all sessions as they are found; called once, before anything else."""
