@@ -1,19 +1,22 @@
 """Backup and restore while serving: the same parameters, and the same steps from there on."""
 
 import math
+import os
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 import torch
 from curvserve_client import Client, DiagGGN
 from torch import Tensor
 
 from tests.cli.run import document, refused
 from tests.client.servers import answering, http
+from tests.documentation.pages import blocks
 from tests.server.process import serving
 from tests.server.tiny import CLASSES, FEATURES, REFERENCE
 
@@ -63,26 +66,31 @@ def kept(folder: Path) -> Iterator[str]:
         yield running.address
 
 
-def unpacked(archive: Path, folder: Path) -> Path:
-    with tarfile.open(archive) as opened:
-        opened.extractall(folder, filter="data")
-    return folder
+def said() -> list[str]:
+    """The commands of the operations page: how to back up, and how to restore."""
+    found = [block.text for block in blocks("bash") if block.page.name == "operating.md"]
+    return [line for text in found for line in text.splitlines()]
 
 
 def test_what_is_restored_is_what_was_served_and_trains_on_alike(tmp_path: Path) -> None:
-    archive = tmp_path / "a.tar"
+    back_up, *restore, serve = said()
+    assert serve == "curvserve serve --data-dir restored"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with kept(tmp_path / "data") as url:
+        shell = {"shell": True, "check": True, "cwd": tmp_path}
+        environment = {**os.environ, "PATH": path, "CURVSERVE_URL": url}
         trainings = [Training(url, name) for name in ("first", "second")]
         for training in trainings:
             training.start()
         for training in trainings:
             training.began.wait()
-        told = document("backup", str(archive), "--url", url)
-        assert told == {"file": str(archive), "size": archive.stat().st_size}
+        subprocess.run(back_up, **shell, env=environment, stdout=subprocess.DEVNULL)
         for training in trainings:
             training.until = len(training.states) + 5
             training.join()
-    with kept(unpacked(archive, tmp_path / "restored")) as url, Client(url) as client:
+    for command in restore:
+        subprocess.run(command, **shell)
+    with kept(tmp_path / "restored") as url, Client(url) as client:
         for training in trainings:
             session = client.session(training.name)
             info = session.info()
@@ -113,9 +121,15 @@ def test_an_archive_that_is_there_is_replaced_only_by_force(
     assert archive.read_text() == "mine"
 
 
-@pytest.mark.parametrize("folder", ["", "/there/is/no/such"])
-def test_a_file_that_cannot_be_written_is_told(folder: str, tmp_path: Path) -> None:
+def test_a_backup_tells_its_size_and_one_that_cannot_be_written_why(tmp_path: Path) -> None:
     with kept(tmp_path / "data") as url:
-        target = str(tmp_path / "data") if not folder else f"{folder}/a.tar"
-        status_line = refused(1, "backup", target, "--url", url, "--force")
-        assert f"cannot write {target}" in status_line
+        archive = tmp_path / "a.tar"
+        told = document("backup", str(archive), "--url", url)
+        assert told == {"file": str(archive), "size": archive.stat().st_size}
+        assert archive.stat().st_mode & 0o777 == 0o600
+        with tarfile.open(archive) as opened:
+            assert opened.getnames()[0] == "journal.sqlite"
+            assert all(entry.isreg() and entry.mode == 0o600 for entry in opened)
+        for target in (str(tmp_path / "data"), "/there/is/no/such/a.tar"):
+            line = refused(1, "backup", target, "--url", url, "--force")
+            assert f"cannot write {target}" in line
