@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from ...sessions.storage import Backup, BackupFile
@@ -36,28 +36,32 @@ async def backup(context: InContext) -> Response:
     Changes wait only while the journal is copied. A server started on the unpacked folder has every
     session at the version that it had here. `not_found` where this server has no data folder.
     """
-    return _Archive(await context.durability.backup())
+    return Archive(await context.durability.backup())
 
 
-class _Archive(Response):
+class Archive(StreamingResponse):
     """A backup as a tar archive, read from the disk as it is sent."""
 
     def __init__(self, backup: Backup) -> None:
+        """Prepare the answer; the backup is closed when it has been sent, or its caller has left.
+
+        Args:
+            backup: what is sent.
+        """
         self._backup = backup
         now = time.time()
         self._heads = [_head(file, now) for file in backup.files]
         sizes = (len(head) + _padded(file.size) for head, file in self._pairs())
-        length = sum(sizes) + len(_END)
-        super().__init__(headers={"content-length": str(length)}, media_type=MEDIA_TYPE)
-        self.headers["content-disposition"] = 'attachment; filename="curvserve.tar"'
+        headers = {
+            "content-length": str(sum(sizes) + len(_END)),
+            "content-disposition": 'attachment; filename="curvserve.tar"',
+        }
+        super().__init__(self._chunks(), headers=headers, media_type=MEDIA_TYPE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer."""
         with self._backup:
-            head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-            await send(head)
-            async for body in self._chunks():
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await super().__call__(scope, receive, send)
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         for head, file in self._pairs():

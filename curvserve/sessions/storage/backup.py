@@ -12,7 +12,7 @@ from .journal import Journal
 from .session_folder import MARK
 
 JOURNAL = "journal.sqlite"
-_UNFINISHED = ".backup.sqlite"
+UNFINISHED = ".backup.sqlite"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def begin_backup(folder: Path, journal: Journal) -> Backup:
         sqlite3.Error: the journal cannot be read.
     """
     backup = Backup()
-    copy = folder / _UNFINISHED
+    copy = folder / UNFINISHED
     try:
         copy.unlink(missing_ok=True)
         journal.copy_to(copy)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from .backup import JOURNAL, Backup, begin_backup
+from .backup import JOURNAL, UNFINISHED, Backup, begin_backup
 from .errors import Damaged, JournalConflict, NameTaken, NotStored, StorageFailed, refused
 from .files import make_folder, sync_folder
 from .live import LiveSession
@@ -62,6 +62,7 @@ class FolderStore:
             make_folder(self._folder)
             self._lock = FolderLock(path)
             try:
+                (path / UNFINISHED).unlink(missing_ok=True)
                 self._journal, self._problems = open_journal(path / JOURNAL, level)
                 self.epoch = self._journal.begin_epoch(environment)
                 sync_folder(path)

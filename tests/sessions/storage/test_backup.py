@@ -59,6 +59,10 @@ def test_nothing_is_left_of_a_backup_and_nothing_unfinished_is_in_it(tmp_path: P
     for leftover in (".new-half@1234", ".deleted-gone@1234"):
         (folder / "sessions" / leftover).mkdir()
         (folder / "sessions" / leftover / "newest").write_bytes(b"0")
+    (folder / ".backup.sqlite").write_bytes(b"of a backup that a crash interrupted")
+    store.close()
+    store = open_folder(folder)
+    assert not (folder / ".backup.sqlite").exists()
     before = sorted(folder.rglob("*"))
     with store.backup() as backup:
         names = [file.name for file in backup.files]
