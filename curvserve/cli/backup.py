@@ -9,7 +9,7 @@ import typer
 from .endings import Status, refusal
 from .output import Json, print_json
 from .probe import probe
-from .reach import URL, KeyFile, Url
+from .reach import URL, CannotAsk, KeyFile, Url
 from .root import app
 from .saving import Force, refuse_existing
 
@@ -41,8 +41,8 @@ def backup(
                 raise _refused(answer)
             size = _write(unfinished, answer)
         os.replace(unfinished, file)
-    except httpx.InvalidURL as error:
-        raise refusal(f"{url!r} is not a server's URL: {error}", Status.USAGE) from None
+    except CannotAsk as error:
+        raise refusal(str(error), Status.USAGE) from None
     except httpx.HTTPError as error:
         raise refusal(f"no backup from {url}: {error}", Status.UNREACHABLE) from None
     except OSError as error:

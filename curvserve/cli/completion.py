@@ -27,10 +27,11 @@ def complete_session(ctx: typer.Context, incomplete: str) -> list[str]:
     import httpx
 
     from .probe import probe
+    from .reach import CannotAsk
 
     try:
         with probe(ctx.params["url"], ctx.params["key_file"], seconds=1.0) as http:
             sessions = http.get("/v1/sessions").raise_for_status().json()["sessions"]
             return [each["name"] for each in sessions if each["name"].startswith(incomplete)]
-    except (httpx.HTTPError, httpx.InvalidURL, typer.Exit, ValueError, LookupError):
+    except (httpx.HTTPError, CannotAsk, ValueError, LookupError):
         return []  # a shell that waits for a word has no room for a message

@@ -8,7 +8,7 @@ import typer
 from .endings import Status, refusal
 from .output import Json, print_json, print_table
 from .probe import probe
-from .reach import KeyFile
+from .reach import CannotAsk, KeyFile
 from .root import app
 
 if TYPE_CHECKING:
@@ -53,12 +53,10 @@ def _machine(data_dir: Path, host: str, port: int) -> "list[Check]":
 
 
 def _server(url: str, key_file: Path | None) -> "list[Check]":
-    import httpx
-
     from ..doctor.server import ask
 
     try:
         with probe(url, key_file, _SECONDS) as http:
             return list(ask(http))
-    except httpx.InvalidURL as error:
-        raise refusal(f"{url!r} is not a server's URL: {error}", Status.USAGE) from None
+    except CannotAsk as error:
+        raise refusal(str(error), Status.USAGE) from None

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .reach import read_key
+from .reach import CannotAsk, read_key
 
 if TYPE_CHECKING:
     import httpx
@@ -22,12 +22,13 @@ def probe(url: str, key_file: Path | None, seconds: float) -> Iterator["httpx.Cl
         seconds: how long it waits for each part of an answer.
 
     Raises:
-        typer.Exit: the file cannot be read.
-        httpx.InvalidURL: it is no URL.
+        CannotAsk: it is no URL, or the file cannot be read.
     """
     import httpx
 
     socket = url.removeprefix("unix:") if url.startswith("unix:/") else None
+    if socket is None and not _is_url(url):
+        raise CannotAsk(f"{url!r} is not a server's URL; expected http://host:port")
     key = read_key(key_file) or os.environ.get("CURVSERVE_API_KEY")
     with httpx.Client(
         base_url="http://localhost" if socket else url,
@@ -36,3 +37,13 @@ def probe(url: str, key_file: Path | None, seconds: float) -> Iterator["httpx.Cl
         timeout=seconds,
     ) as client:
         yield client
+
+
+def _is_url(text: str) -> bool:
+    import httpx
+
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        return False
+    return url.scheme in ("http", "https") and bool(url.host)

@@ -29,11 +29,15 @@ KeyFile = Annotated[
 # a key given as an argument could be read by every user of the machine: there is no such option
 
 
+class CannotAsk(Exception):
+    """A server cannot even be asked: no URL, or no key where one was named."""
+
+
 def read_key(file: Path | None) -> str | None:
     """Return the API key of a file; None without one.
 
     Raises:
-        typer.Exit: it cannot be read.
+        CannotAsk: it cannot be read.
     """
     if file is None:
         return None
@@ -41,7 +45,7 @@ def read_key(file: Path | None) -> str | None:
         return file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
-        raise refusal(f"cannot read the API key in {file}: {reason}") from None
+        raise CannotAsk(f"cannot read the API key in {file}: {reason}") from error
 
 
 @contextmanager
@@ -55,7 +59,7 @@ def server(url: str, key_file: Path | None) -> Iterator["Client"]:
 
     try:
         client = Client(url, api_key=read_key(key_file))
-    except ValueError as error:
+    except (ValueError, CannotAsk) as error:
         raise refusal(str(error), Status.USAGE) from None
     with client:
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import trustme
 from curvserve_client import Client, RemoteSession
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -148,8 +149,24 @@ def test_what_the_server_refuses_is_told_in_its_words(command: tuple[str, ...]) 
     assert not Path("never-written").exists()
 
 
-def test_a_url_that_is_none_is_a_wrong_argument() -> None:
-    assert "'ftp://x' is not a server's URL" in refused(2, "sessions", "list", "--url", "ftp://x")
+@pytest.mark.parametrize("command", [("sessions", "list"), ("backup", "a.tar")], ids=" ".join)
+@pytest.mark.parametrize("url", ["ftp://x", "nonsense", "http://a:b"])
+def test_a_url_that_is_none_is_a_wrong_argument(command: tuple[str, ...], url: str) -> None:
+    assert f"{url!r} is not a" in refused(2, *command, "--url", url)
+
+
+def test_a_private_authority_is_trusted_by_its_file(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    tls = ("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
+    with serving(*tls, "--log-level", "error") as server:
+        trusting = {"SSL_CERT_FILE": str(tmp_path / "ca.pem"), "CURVSERVE_URL": server.address}
+        assert document("sessions", "list", **trusting)
+        assert "no data folder" in refused(1, "backup", "a.tar", **trusting)
+        assert "certificate" in refused(3, "backup", "a.tar", CURVSERVE_URL=server.address)
 
 
 def test_a_key_is_taken_from_a_file_or_from_the_environment(tmp_path: Path) -> None:
@@ -164,7 +181,8 @@ def test_a_key_is_taken_from_a_file_or_from_the_environment(tmp_path: Path) -> N
         assert document("sessions", "list", CURVSERVE_API_KEY_FILE=str(key), **there)
         assert document("sessions", "list", CURVSERVE_API_KEY=KEYS["admin"][0], **there)
     reason = "cannot read the API key in /no/such: No such file"
-    assert reason in refused(1, "sessions", "list", "--api-key-file", "/no/such")
+    for command in (("sessions", "list"), ("backup", "file")):
+        assert reason in refused(2, *command, "--api-key-file", "/no/such")
 
 
 def test_nobody_is_asked_where_nobody_watches(session: RemoteSession) -> None:
