@@ -22,14 +22,16 @@ def probe(url: str, key_file: Path | None, seconds: float) -> Iterator["httpx.Cl
         seconds: how long it waits for each part of an answer.
 
     Raises:
-        CannotAsk: it is no URL, or the file cannot be read.
+        CannotAsk: it is no URL, or the key is none or cannot be read.
     """
     import httpx
 
     socket = url.removeprefix("unix:") if url.startswith("unix:/") else None
     if socket is None and not _is_url(url):
         raise CannotAsk(f"{url!r} is not a server's URL; expected http://host:port")
-    key = read_key(key_file) or os.environ.get("CURVSERVE_API_KEY")
+    key = read_key(key_file) or os.environ.get("CURVSERVE_API_KEY", "")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise CannotAsk("the API key holds spaces, line breaks or characters that are not ASCII")
     with httpx.Client(
         base_url="http://localhost" if socket else url,
         transport=httpx.HTTPTransport(uds=socket) if socket else None,

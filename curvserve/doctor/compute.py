@@ -38,12 +38,7 @@ def _cores() -> float:
 
 
 def _gpus() -> Iterator[Check]:
-    driver = (
-        _DRIVER.read_text().partition("\n")[0].removeprefix("NVRM version: ")
-        if (_DRIVER.exists())
-        else ""
-    )
-    built = torch.version.cuda
+    driver, built = _driver(), torch.version.cuda
     if not torch.cuda.is_available():
         if driver:
             advice = "torch does not see it: is this a CUDA build, and is the driver new enough?"
@@ -57,3 +52,10 @@ def _gpus() -> Iterator[Check]:
         free, total = torch.cuda.mem_get_info(number)
         memory = f"{gibibytes(free)} of {gibibytes(total)} free"
         yield Check(f"cuda:{number}", f"{about.name}, {memory}")
+
+
+def _driver() -> str:
+    """Return which NVIDIA driver is loaded; nothing where none is."""
+    if not _DRIVER.exists():
+        return ""
+    return _DRIVER.read_text().partition("\n")[0].removeprefix("NVRM version: ")

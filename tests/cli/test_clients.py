@@ -185,6 +185,13 @@ def test_a_key_is_taken_from_a_file_or_from_the_environment(tmp_path: Path) -> N
         assert reason in refused(2, *command, "--api-key-file", "/no/such")
 
 
+@pytest.mark.parametrize("command", [("sessions", "list"), ("backup", "a.tar")], ids=" ".join)
+@pytest.mark.parametrize("key", ["two words", "schlüssel"])
+def test_what_is_no_key_is_refused_and_not_shown(command: tuple[str, ...], key: str) -> None:
+    line = refused(2, *command, CURVSERVE_API_KEY=key)
+    assert "the API key holds spaces" in line and key not in line
+
+
 def test_nobody_is_asked_where_nobody_watches(session: RemoteSession) -> None:
     assert f"say --yes to delete {session.name}" in refused(2, "sessions", "delete", session.name)
     assert session.info().version == 1
