@@ -15,7 +15,7 @@ PART   ?=
 OUT    ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check conformance fuzz crash-test bench serve clean
+.PHONY: help setup demo test check conformance fuzz crash-test image-check bench serve clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ fuzz: $(READY)  ## 100,000 mutated bodies at a live server, then its contract at
 crash-test: $(READY)  ## kill a server 1,000 times while clients train, then a bad network (20 minutes; KILLS=, SEED=)
 	$(BIN)/python -m tests.crash --kills $(KILLS) --seed $(SEED)
 	$(BIN)/python -m pytest tests/network -m campaign
+
+image-check: $(READY)  ## the steps of docker/Dockerfile without Docker, and a server from what they give (a minute)
+	$(BIN)/python -m pytest tests/deployment/test_dockerfile.py -m "" -v
 
 $(BENCH): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./client --editable '.[bench]'

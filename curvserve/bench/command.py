@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -25,7 +24,8 @@ def bench(
     threads: Sequence[int] | None,
     rounds: int,
     device: torch.device,
-    file: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Check and time all contestants on a model, and print the table.
 
@@ -36,7 +36,7 @@ def bench(
         threads: of the CPU, one table for each; None for 1 and, where there are two cores, 2.
         rounds: passes of each contestant.
         device: where.
-        file: where the figures are written too.
+        as_json: print figures instead of a table.
 
     Raises:
         ModelNotFound: no such model.
@@ -45,18 +45,20 @@ def bench(
     if unknown := [name for name in quantities or () if name not in QUANTITIES]:
         raise BenchFailed(f"no quantity {unknown[0]!r}; there are: {', '.join(QUANTITIES)}")
     case = case_of(resolve(model), batch, tuple(quantities or ["DiagGGNMC"]))
-    say(", ".join(f"{key} {value}" for key, value in about(device).items()))
-    say(f"median milliseconds of {rounds} rounds in turns\n")
+    if not as_json:
+        say(", ".join(f"{key} {value}" for key, value in about(device).items()))
+        say(f"median milliseconds of {rounds} rounds in turns\n")
     try:
         rows = list(run([case], device, threads or _threads(device), rounds))
     except WrongNumbers as error:
         raise BenchFailed(str(error)) from error
+    if as_json:
+        say(json.dumps(to_json(rows, device), indent=2))
+        return
     for text in lines(rows):
         say(text)
     if absent := missing():
         say(f"not installed, so not timed: {', '.join(absent)}; {INSTALL}")
-    if file is not None:
-        file.write_text(json.dumps(to_json(rows, device), indent=1))
 
 
 def _threads(device: torch.device) -> list[int]:

@@ -56,9 +56,10 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _told(row: Row) -> dict[str, str]:
-    """Return why contestants that have the quantity do not take part."""
+    """Return why contestants that are here and have the quantity do not take part."""
     lacks = Contestant.lacks(row.quantity)
-    return {name: why for name, why in row.refused.items() if why != lacks}
+    absent = {name for name, kind in CONTESTANTS.items() if not kind.installed()}  # told by missing
+    return {n: why for n, why in row.refused.items() if why != lacks and n not in absent}
 
 
 def to_json(rows: Iterable[Row], device: torch.device) -> dict[str, Any]:

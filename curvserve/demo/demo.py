@@ -1,9 +1,11 @@
 """The demo from beginning to end; torch is imported here while the server imports it too."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 MODEL = "mnist_cnn"
@@ -15,7 +17,7 @@ class DemoFailed(Exception):
     """The demo cannot run; the text says why, in one line."""
 
 
-def run(*, steps: int, data_dir: Path | None, port: int, keep: bool) -> None:
+def run(*, steps: int, data_dir: Path | None, port: int, keep: bool, as_json: bool) -> None:
     """Serve `mnist_cnn`, train it in a remote loop, and print how it went.
 
     Args:
@@ -23,6 +25,7 @@ def run(*, steps: int, data_dir: Path | None, port: int, keep: bool) -> None:
         data_dir: folder that holds real MNIST; None for the bundled digits.
         port: the server's port; 0 for a free one.
         keep: leave the server up until Ctrl-C.
+        as_json: print the outcome alone.
 
     Raises:
         DemoFailed: no data, or the server did not start or failed.
@@ -32,17 +35,24 @@ def run(*, steps: int, data_dir: Path | None, port: int, keep: bool) -> None:
 
         from .loop import load, say, train
 
+        tell = _nothing if as_json else say
         try:
             data = load(data_dir)
             announcement = _announcement(process)
             address = announcement.rpartition(" ")[2]
-            say(announcement)
-            train(address, MODEL, data, steps)
+            tell(announcement)
+            outcome = train(address, MODEL, data, steps, tell)
         except (CurvserveError, FileNotFoundError) as error:
             raise DemoFailed(str(error)) from error
-        say(f"server: {address}")
+        if as_json:
+            say(json.dumps({"server": address, **asdict(outcome)}, indent=2))
+        share, count = outcome.accuracy, outcome.held_out
+        tell(f"held-out accuracy {share:.1%} on {count} digits that it was not trained on")
+        rate = f"{outcome.seconds:.1f} s: {steps / outcome.seconds:.1f} steps/s"
+        tell(f"{steps} steps over HTTP in {rate}")
+        tell(f"server: {address}")
         if keep:
-            say("the server stays up; Ctrl-C ends it")
+            tell("the server stays up; Ctrl-C ends it")
             _wait(process)
 
 
@@ -76,3 +86,7 @@ def _wait(process: "subprocess.Popen[str]") -> None:
         process.wait()
     except KeyboardInterrupt:
         return  # what was waited for
+
+
+def _nothing(line: str) -> None:
+    """Take a line of log that nobody reads."""

@@ -1,7 +1,8 @@
 """The demo's training loop: what a user of the client would write."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,14 +33,34 @@ def load(folder: Path | None) -> tuple[Split, Split]:
     return load_mnist(folder, "train"), load_mnist(folder, "test")
 
 
-def train(address: str, model: str, data: tuple[Split, Split], steps: int) -> None:
-    """Train a server's session of a model, and print the log, the accuracy and the speed.
+@dataclass(frozen=True)
+class Outcome:
+    """How a training went.
+
+    Attributes:
+        steps: how many, each one round trip.
+        seconds: what they took together.
+        accuracy: on what was held out.
+        held_out: how many samples that is.
+    """
+
+    steps: int
+    seconds: float
+    accuracy: float
+    held_out: int
+
+
+def train(
+    address: str, model: str, data: tuple[Split, Split], steps: int, tell: Callable[[str], None]
+) -> Outcome:
+    """Train a server's session of a model, and return how it went.
 
     Args:
         address: the server's.
         model: the model, which has a session of its name.
         data: what `load` returned.
         steps: training steps, each one round trip.
+        tell: takes a line of log for each step.
 
     Raises:
         CurvserveError: the server failed.
@@ -47,12 +68,10 @@ def train(address: str, model: str, data: tuple[Split, Split], steps: int) -> No
     to_train, held_out = data
     with connect(address, model=model) as session:
         began = time.perf_counter()
-        _steps(session, to_train, steps)
+        _steps(session, to_train, steps, tell)
         seconds = time.perf_counter() - began
         accuracy = _accuracy(session, held_out)
-    count = len(held_out[1])
-    say(f"held-out accuracy {accuracy:.1%} on {count} digits that it was not trained on")
-    say(f"{steps} steps over HTTP in {seconds:.1f} s: {steps / seconds:.1f} steps/s")
+    return Outcome(steps, seconds, accuracy, len(held_out[1]))
 
 
 def say(line: str) -> None:
@@ -60,14 +79,14 @@ def say(line: str) -> None:
     tqdm.write(line)
 
 
-def _steps(session: RemoteSession, split: Split, steps: int) -> None:
+def _steps(session: RemoteSession, split: Split, steps: int, tell: Callable[[str], None]) -> None:
     optimizer = RemoteDiagGGNOptimizer(session.parameters())
     # the bar shows only where a person watches
     numbers = tqdm(range(1, steps + 1), unit="step", disable=None, leave=False)
     for number, (images, labels) in zip(numbers, _batches(split), strict=False):
         result = optimizer.step_on(images, labels)
         accuracy = round(result.metrics["accuracy"] * 100)
-        say(
+        tell(
             f"Iteration {number:3d}/{steps}   "
             f"Minibatch Loss {result.loss:.3f}  Accuracy {accuracy}%"
         )

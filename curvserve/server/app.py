@@ -56,7 +56,7 @@ def create_app(
     executor = InlineExecutor(recipes, torch.device(device))
     durability = Durability(open_store, executor.to_host, snapshot_every)
     sessions = Sessions(recipes, executor, durability, limits.queue)
-    metrics, bodies = Metrics(sessions.list), Bodies(limits.bodies_bytes)
+    metrics, bodies = Metrics(sessions.list, lambda: durability.folder), Bodies(limits.bodies_bytes)
     context = Context(sessions, executor, durability, limits, {}, metrics, bodies, keys)
     app = FastAPI(
         title="curvserve",

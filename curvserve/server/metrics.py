@@ -1,7 +1,9 @@
 """What Prometheus is told, in its own naming: base units, bounded labels, one registry per app."""
 
 import platform
+import shutil
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import torch
 from curvserve_client.errors import PROBLEMS
@@ -30,6 +32,10 @@ _GAUGES: dict[str, tuple[str, Callable[[Session], float]]] = {
         "Newest version that survives what the durability level promises; -1 at level none.",
         lambda session: -1 if session.durable_version is None else session.durable_version,
     ),
+    "curvserve_session_problems": (
+        "What was found damaged or different when the session was last recovered.",
+        lambda session: len(session.problems),
+    ),
     "curvserve_queue_depth": (
         "Requests that wait or are being computed.",
         lambda session: session.depth,
@@ -45,15 +51,21 @@ class Metrics:
         in_flight: requests that are being answered.
     """
 
-    def __init__(self, sessions: Callable[[], Iterable[Session]]) -> None:
+    def __init__(
+        self,
+        sessions: Callable[[], Iterable[Session]],
+        folder: Callable[[], Path | None] = lambda: None,
+    ) -> None:
         """Begin at zero.
 
         Args:
             sessions: gives the sessions that there are; asked at each scrape, so that what is told
                 of a session ends with it.
+            folder: gives the data folder, if there is one.
         """
         self._registry = registry = CollectorRegistry()
         registry.register(_Sessions(sessions))
+        registry.register(_Disk(folder))
         ProcessCollector(registry=registry)
         build = Info("curvserve_build", "What is running.", registry=registry)
         versions = {"torch": torch.__version__, "python": platform.python_version()}
@@ -127,3 +139,19 @@ class _Sessions(Collector):
             for session in sessions:
                 gauge.add_metric([session.name], value(session))
             yield gauge
+
+
+class _Disk(Collector):
+    """Of the file system that the data folder is on."""
+
+    def __init__(self, folder: Callable[[], Path | None]) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterator[Metric]:
+        folder = self._folder()
+        if folder is not None:
+            usage = shutil.disk_usage(folder)
+            free = "Bytes that the data folder's file system has left."
+            yield GaugeMetricFamily("curvserve_data_folder_free_bytes", free, usage.free)
+            size = "Bytes of the data folder's file system."
+            yield GaugeMetricFamily("curvserve_data_folder_size_bytes", size, usage.total)

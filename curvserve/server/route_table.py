@@ -40,6 +40,7 @@ SCOPES: Mapping[str, Scope | None] = {
     f"GET {_SESSION}/checkpoints/{{checkpoint}}": Scope.READ,
     f"GET {_SESSION}/history": Scope.READ,
     "GET /v1/events": Scope.READ,
+    "GET /v1/backup": Scope.ADMIN,
 }
 """Method and path of every route -> the smallest scope that allows it."""
 

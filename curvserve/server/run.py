@@ -21,7 +21,7 @@ from .protocol import protocol_class
 _LOG = logging.getLogger("curvserve.server")
 
 
-_LAST_ANSWERS = 5
+LAST_ANSWERS = 5
 """Seconds beside the work's own in which its callers are answered."""
 
 
@@ -129,7 +129,7 @@ def serve(
         ws="none",
         server_header=False,
         ssl_context_factory=(lambda config, default: tls) if tls else None,
-        timeout_graceful_shutdown=context.limits.shutdown_seconds + _LAST_ANSWERS,
+        timeout_graceful_shutdown=context.limits.shutdown_seconds + LAST_ANSWERS,
     )
     _allow_many_connections()
     server = _Server(config, context, announcement)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from curvserve_client import errors
@@ -12,6 +13,7 @@ from .machine import Ticket
 from .snapshots import snapshot_of, without_rule_state
 from .state import SessionState, Tensors
 from .storage import (
+    Backup,
     BatchRef,
     Change,
     CheckpointInfo,
@@ -71,6 +73,11 @@ class Durability:
         """
         self._store = self._thread.submit(self._open).result()
         self.level = self._store.level
+
+    @property
+    def folder(self) -> Path | None:
+        """The data folder; None where nothing is kept, or it is not open."""
+        return None if self._store is None else self._store.folder
 
     async def recover(self) -> Recovered:
         """Return what is in the store, which is opened now if it has not been.
@@ -158,6 +165,14 @@ class Durability:
         """
         absent = errors.UnknownCheckpoint
         return await self._run(lambda store: store.read_checkpoint(session, name), absent)
+
+    async def backup(self) -> Backup:
+        """Return a copy of everything that is kept, as it is between two changes; to be closed.
+
+        Raises:
+            NotFound: nothing is kept.
+        """
+        return await self._run(lambda store: store.backup(), errors.NotFound)
 
     def close(self) -> None:
         """Finish what is under way and close the store."""

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -169,17 +168,21 @@ def bench(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["bench", *arguments])
 
 
-def test_the_command_checks_times_and_writes(tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
+def test_the_command_checks_and_times() -> None:
     threads = torch.get_num_threads()
-    done = bench(
-        "--model", f"{__name__}:recipe", "--batch", "6", "--rounds", "2", "--threads", "1",
-        "--quantity", "DiagGGNMC", "--quantity", "BatchGrad", "--json", str(file),
-    )  # fmt: skip
+    done = bench("--model", f"{__name__}:recipe", "--batch", "6", "--rounds", "2", "--threads", "1")
     assert done.exit_code == 0, done.output
     assert torch.get_num_threads() == threads
     assert "| small, 6   | DiagGGNMC |" in done.output
-    figures = json.loads(file.read_text())
+
+
+def test_its_figures_are_had_as_json_and_nothing_else_is_printed() -> None:
+    done = bench(
+        "--model", f"{__name__}:recipe", "--batch", "6", "--rounds", "2", "--threads", "1",
+        "--quantity", "DiagGGNMC", "--quantity", "BatchGrad", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    figures = json.loads(done.stdout)
     assert set(figures) == {"about", "rows"}
     for row in figures["rows"]:
         assert {"net", "batch", "quantity", "threads", "times", "off", "refused"} <= set(row)
@@ -195,6 +198,7 @@ def test_without_the_peers_it_times_ours_and_says_how_to_get_them(
     done = bench("--model", f"{__name__}:recipe", "--rounds", "2", "--threads", "1")
     assert done.exit_code == 0, done.output
     assert "pip install 'curvserve[bench]'" in done.output
+    assert done.output.count("opacus") == 1
     head = next(line for line in done.output.splitlines() if line.startswith("| net"))
     assert "evaluate" in head and "BackPACK" not in head
 

@@ -1,5 +1,6 @@
 """`curvserve demo`: a server process, a remote loop, real handwritten digits."""
 
+import json
 import re
 import signal
 import subprocess
@@ -50,8 +51,9 @@ def test_real_mnist_is_trained_from_where_a_folder_holds_it(tmp_path: Path) -> N
         images, labels = load_digits("train")
         parts[part] = (images[:samples, 0].numpy(), labels[:samples].byte().numpy())
     write_mnist(tmp_path, **parts)
-    *_, accuracy, _, _ = demo("--data-dir", str(tmp_path), "--steps", "5")
-    assert held_out(accuracy)[1] == 40
+    told = json.loads("\n".join(demo("--data-dir", str(tmp_path), "--steps", "5", "--json")))
+    assert list(told) == ["server", "steps", "seconds", "accuracy", "held_out"]
+    assert (told["steps"], told["held_out"]) == (5, 40) and 0 <= told["accuracy"] <= 1
 
 
 def test_the_server_stays_up_if_asked_until_ctrl_c() -> None:

@@ -92,6 +92,7 @@ def test_the_schema_names_every_call(http: httpx.Client) -> None:
         f"{session}/checkpoints/{{checkpoint}}": ["get"],
         f"{session}/history": ["get"],
         "/v1/events": ["get"],
+        "/v1/backup": ["get"],
     }
 
 

@@ -1,7 +1,6 @@
 """What is measured of a request: its phases, its counts, its trace."""
 
 import asyncio
-import re
 
 import httpx
 import pytest
@@ -19,7 +18,6 @@ from curvserve.server.exchange import Exchange
 from curvserve.server.metrics import BUCKETS, Metrics
 from curvserve.server.route_table import NO_ROUTE
 from tests.server.api import SessionApi, body, digits
-from tests.server.process import ROOT
 
 STEP = "/v1/sessions/{name}/step"
 
@@ -143,16 +141,6 @@ def test_the_build_is_told(http: httpx.Client) -> None:
     ((labels, value),) = samples(http)["curvserve_build_info"].items()
     assert value == 1
     assert dict(labels)["torch"] == torch.__version__
-
-
-def test_the_page_names_every_sample(session: SessionApi) -> None:
-    session.send("step", body(digits()))
-    page = (ROOT / "docs" / "operating.md").read_text()
-    families = text_string_to_metric_families(session.http.get("/metrics").text)
-    told = {f.name + "_total" * (f.type == "counter") for f in families}
-    assert set(re.findall(r"^\| `(curvserve_\w+)`", page, re.MULTILINE)) == {
-        name for name in told if name.startswith("curvserve_") and not name.endswith("_created")
-    }
 
 
 def test_buckets_reach_from_a_probe_to_the_longest_wait() -> None:

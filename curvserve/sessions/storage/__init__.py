@@ -7,6 +7,7 @@ that the sessions talk to; docs/data-folder.md says what lies where and what sur
 from collections.abc import Mapping
 from pathlib import Path
 
+from .backup import Backup, BackupFile
 from .digest import digest
 from .errors import (
     Damaged,
@@ -42,6 +43,8 @@ __all__ = [
     "REMEMBERED",
     "RULE",
     "Answered",
+    "Backup",
+    "BackupFile",
     "BatchRef",
     "Change",
     "CheckpointInfo",

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from .backup import JOURNAL, UNFINISHED, Backup, begin_backup
 from .errors import Damaged, JournalConflict, NameTaken, NotStored, StorageFailed, refused
 from .files import make_folder, sync_folder
 from .live import LiveSession
@@ -34,6 +35,7 @@ class FolderStore:
 
     Attributes:
         level: what an acknowledged change survives.
+        folder: where they are kept.
         epoch: counts the openings of the folder.
     """
 
@@ -51,6 +53,7 @@ class FolderStore:
             StorageFailed: the disk refuses.
         """
         self.level = level
+        self.folder: Path | None = path
         self._sync = level is Level.FULL
         self._sessions: dict[str, LiveSession] = {}
         self._broken = ""
@@ -59,7 +62,8 @@ class FolderStore:
             make_folder(self._folder)
             self._lock = FolderLock(path)
             try:
-                self._journal, self._problems = open_journal(path / "journal.sqlite", level)
+                (path / UNFINISHED).unlink(missing_ok=True)
+                self._journal, self._problems = open_journal(path / JOURNAL, level)
                 self.epoch = self._journal.begin_epoch(environment)
                 sync_folder(path)
                 sync_folder(path.parent)
@@ -172,6 +176,11 @@ class FolderStore:
         if not folder.has_checkpoint(name):
             raise NotStored(f"the session {session!r} has no checkpoint called {name!r}")
         return folder.read_checkpoint(name)
+
+    def backup(self) -> Backup:
+        """See `Store`."""
+        with refused("a backup could not be begun", broken=False):
+            return begin_backup(self._folder.parent, self._journal)
 
     def close(self) -> None:
         """See `Store`."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .backup import Backup
 from .errors import Damaged, JournalConflict, NameTaken, NotStored
 from .files import join
 from .records import (
@@ -33,9 +34,11 @@ class MemoryStore:
 
     Attributes:
         level: `none`.
+        folder: None.
     """
 
     level = Level.NONE
+    folder: Path | None = None
 
     def __init__(self) -> None:
         """Begin empty."""
@@ -111,6 +114,10 @@ class MemoryStore:
         if name not in checkpoints:
             raise NotStored(f"the session {session!r} has no checkpoint called {name!r}")
         return bytearray(checkpoints[name][1])
+
+    def backup(self) -> Backup:
+        """See `Store`."""
+        raise NotStored("this server has no data folder, so there is nothing to be backed up")
 
     def close(self) -> None:
         """See `Store`."""

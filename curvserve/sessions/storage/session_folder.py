@@ -23,6 +23,9 @@ from .states import State, decode_state, describe_checkpoint, encode_state
 NEW, DELETED = ".new-", ".deleted-"
 """What a folder's name begins with before the session's creation, and from its deletion on."""
 
+MARK = "newest"
+"""The one file of a session that is written over."""
+
 _SUFFIX = ".safetensors"
 _MARK = struct.Struct("<QQ")
 
@@ -163,7 +166,7 @@ class SessionFolder:
 
     @property
     def _mark(self) -> Path:
-        return self.path / "newest"
+        return self.path / MARK
 
     def _snapshot(self, version: int) -> Path:
         return self._snapshots / f"{version:010}{_SUFFIX}"

@@ -1,8 +1,10 @@
 """The one interface behind which states are kept, on disk or not at all."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
+from .backup import Backup
 from .records import (
     BatchRef,
     Change,
@@ -24,9 +26,11 @@ class Store(Protocol):
 
     Attributes:
         level: what an acknowledged change survives.
+        folder: where sessions are kept; None where they are not.
     """
 
     level: Level
+    folder: Path | None
 
     def recover(self) -> Recovered:
         """Return all sessions as they are found; called once, before anything else."""
@@ -108,6 +112,14 @@ class Store(Protocol):
         Raises:
             NotStored: there is no checkpoint of this name.
             Damaged: the file is not what was written.
+        """
+        ...
+
+    def backup(self) -> Backup:
+        """Return a copy of everything that is kept, as it is now; to be closed.
+
+        Raises:
+            NotStored: nothing is kept.
         """
         ...
 
