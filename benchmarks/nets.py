@@ -46,12 +46,24 @@ def all_cnn_c() -> nn.Module:
 
 def resnet18_as_it_is() -> nn.Module:
     """Return torchvision's ResNet-18, its norms fixed."""
-    return torchvision_zoo.network("resnet18", 32, 10).eval()
+    return _fixed(torchvision_zoo.network("resnet18", 32, 10))
 
 
 def resnet18_for_cifar() -> nn.Module:
     """Return it with the usual stem for 32x32 images."""
-    return resnet18_cifar.network().eval()
+    return _fixed(resnet18_cifar.network(zero_init_residual=False))
+
+
+def _fixed(net: nn.Module) -> nn.Module:
+    """Return a net in evaluation mode, the statistics of its norms those of one batch.
+
+    Without, the outputs of a fresh net are so large that each class drawn is the likeliest one.
+    """
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.train().momentum = 1.0
+    with torch.no_grad():
+        net(noise((3, 32, 32), 10, 16)[0])
+    return net.eval()
 
 
 class Encoder(nn.Module):

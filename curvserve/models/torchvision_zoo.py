@@ -76,8 +76,7 @@ def network(name: str, size: int, classes: int) -> nn.Module:
         own["image_size"] = size
     if name.startswith("maxvit_"):
         own["input_size"] = (size, size)
-    made = models.get_model(name, weights=None, num_classes=classes, **own)
-    return fixed(made, (3, size, size))
+    return fixed(models.get_model(name, weights=None, num_classes=classes, **own))
 
 
 def _not_found(name: str, others: list[str]) -> ModelNotFound:

@@ -28,7 +28,7 @@ class ComputeThread(ThreadPoolExecutor):
     def join(self) -> None:
         """Wait for the end of the thread, and of what it frees behind its last line of Python.
 
-        What the engine keeps with the thread needs the interpreter to be freed. Where that had ended
+        What the engine keeps with the thread needs the interpreter to be freed. Where that ended
         first, the process was aborted: 2 of 42 times, on a busy machine.
         """
         self.shutdown(wait=True)
