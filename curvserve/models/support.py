@@ -2,7 +2,6 @@
 
 A quantity costs up to hundreds of passes, so of each family one is computed that is cheap and
 fails where the others do: by the way through the model, by the loss, or by a second derivative.
-Only where it does fail is each of its family tried.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ..engine import evaluate
 from ..engine.quantities import (
     QUANTITIES,
+    DiagEmpiricalFisher,
     DiagHessian,
     GradientQuantity,
     HutchinsonDiagonal,
@@ -29,12 +29,14 @@ GRADIENT = "grad"
 SERVED = (GRADIENT, *(name for name, kind in QUANTITIES.items() if kind.tensor))
 """What clients can ask for: everything that is one tensor a parameter."""
 
-_FAMILIES: dict[str, tuple[type[Quantity], ...]] = {
-    "batch_l2": (GradientQuantity,),
-    "diag_ggn_mc": (ColumnQuantity,),
-    "hutchinson_trace": (HutchinsonDiagonal, DiagHessian),
-}
-"""The member that is computed -> the kinds that it speaks for."""
+_FAMILIES: tuple[tuple[type[Quantity], str], ...] = (
+    (GradientQuantity, "batch_l2"),
+    (DiagEmpiricalFisher, "diag_empirical_fisher"),
+    (ColumnQuantity, "diag_ggn_mc"),
+    (HutchinsonDiagonal, "hutchinson_trace"),
+    (DiagHessian, "hutchinson_trace"),
+)
+"""A family and the member that speaks for it; the first that a quantity belongs to."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def find_support(
         device: where they are.
     """
     trial = _Trial(network, loss, *batch(model, device))
-    refused = {} if not trial.reason([GRADIENT, *_FAMILIES]) else _refused(trial)
+    refused = _refused(trial) if trial.reason(list(dict.fromkeys(_SPEAKERS.values()))) else {}
     return Support(tuple(name for name in SERVED if name not in refused), refused)
 
 
@@ -92,11 +94,15 @@ class _Trial:
 
 
 def _refused(trial: _Trial) -> dict[str, str]:
-    failed = [kinds for probe, kinds in _FAMILIES.items() if trial.reason([probe])]
-    doubtful = tuple(kind for kinds in failed for kind in kinds)
-    reasons = {
-        name: trial.reason([name])
-        for name in SERVED
-        if name == GRADIENT or issubclass(QUANTITIES[name], doubtful)
-    }
-    return {name: reason for name, reason in reasons.items() if reason}
+    reasons = {speaker: trial.reason([speaker]) for speaker in set(_SPEAKERS.values())}
+    return {name: reason for name in SERVED if (reason := reasons[_SPEAKERS[name]])}
+
+
+def _speaker(quantity: str) -> str:
+    kind = QUANTITIES.get(quantity)
+    families = (speaker for base, speaker in _FAMILIES if kind and issubclass(kind, base))
+    return next(families, quantity)
+
+
+_SPEAKERS = {quantity: _speaker(quantity) for quantity in SERVED}
+"""Every quantity -> the one that is computed in its place."""
