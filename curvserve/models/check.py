@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from ..engine import losses
 from .dry_run import SAMPLES, draw, in_a_line, made, outputs_of
 from .errors import ModelUnfit
-from .model import Model
+from .model import NAME, NAME_EXPECTED, Model
 
 
 def check(model: Model, device: torch.device | str = "cpu") -> tuple[nn.Module, nn.Module]:
-    """Build a model and compute loss, metrics and gradient of two made-up samples.
+    """Build a model and compute outputs, loss and metrics of two made-up samples.
 
     Torch's global generators are left as they were.
 
@@ -24,8 +24,11 @@ def check(model: Model, device: torch.device | str = "cpu") -> tuple[nn.Module, 
         The network and the loss, on the device.
 
     Raises:
-        ModelUnfit: it cannot be built, or not be trained on a batch that its specification allows.
+        ModelUnfit: its name cannot be a session's; it cannot be built; a batch that its
+            specification allows has no finite outputs, loss or metrics.
     """
+    if not NAME.fullmatch(model.name):
+        raise ModelUnfit(f"{model.name!r} cannot be a model's name; expected {NAME_EXPECTED}")
     device = torch.device(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)

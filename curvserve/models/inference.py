@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from torch import Tensor, int64, nn
+from torch import Tensor, int64, nn, random
 
 from .dry_run import SAMPLES, draw, made, outputs_of
 from .errors import ModelUnfit
@@ -27,7 +27,8 @@ def infer(
         ModelUnfit: they cannot be inferred; the text says what to write.
     """
     spec = inputs if isinstance(inputs, SampleSpec) else _like(name, inputs)
-    outputs = outputs_of(name, made(name, "build", build), draw(spec, SAMPLES))
+    with random.fork_rng([]):  # as a caller's own numbers are none of its business
+        outputs = outputs_of(name, made(name, "build", build), draw(spec, SAMPLES))
     if outputs.dim() == 0 or len(outputs) != SAMPLES:
         raise _unknown(name, f"{SAMPLES} samples give outputs {list(outputs.shape)}")
     return spec, _targets(name, made(name, "loss", loss), outputs)
@@ -36,13 +37,13 @@ def infer(
 def _like(name: str, batch: Tensor) -> SampleSpec:
     if batch.dim() == 0:
         raise ModelUnfit(f"model {name!r}: the example of its inputs has no axis of samples")
+    shape = tuple(batch.shape[1:])
     if not batch.is_floating_point():
-        shape = ", ".join(map(str, batch.shape[1:]))
         raise ModelUnfit(
             f"model {name!r}: the range of integer inputs cannot be inferred: write "
-            f"inputs=SampleSpec(shape=({shape}), dtype={batch.dtype}, minimum=0, maximum=...)"
+            f"inputs=SampleSpec(shape={shape}, dtype={batch.dtype}, minimum=0, maximum=...)"
         )
-    return SampleSpec(shape=tuple(batch.shape[1:]), dtype=batch.dtype)
+    return SampleSpec(shape=shape, dtype=batch.dtype)
 
 
 def _targets(name: str, loss: nn.Module, outputs: Tensor) -> SampleSpec:

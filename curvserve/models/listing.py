@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from .check import check
+from .errors import ModelError
 from .model import Model
 from .registry import TORCHVISION, available, resolve
 from .specification import SampleSpec
@@ -14,8 +15,12 @@ from .support import find_support
 def listed() -> Iterator[str]:
     """Yield a line for each registered model."""
     for name in available():
-        model = resolve(name)
-        yield f"{name}: {model.inputs.meaning} -> {model.targets.meaning}"
+        try:
+            model = resolve(name)
+        except ModelError as error:  # another package's
+            yield f"{name}: {error}"
+        else:
+            yield f"{name}: {model.inputs.meaning} -> {model.targets.meaning}"
     yield f"{TORCHVISION}NAME: torchvision's classification models, for instance resnet18"
 
 

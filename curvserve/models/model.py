@@ -1,5 +1,6 @@
 """The recipe of a model."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
@@ -8,6 +9,11 @@ from torch import Tensor, nn
 
 from .inference import infer
 from .specification import SampleSpec
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What a model, or a session, can be called."""
+
+NAME_EXPECTED = "1 to 64 letters, digits, '.', '-', '_', a letter or digit first"
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 
@@ -51,14 +57,14 @@ class Model:
         loss say what the targets are.
 
         Args:
-            name: as above, and so are the others.
-            build: -
-            loss: a loss of torch whose targets follow from the outputs: cross entropies, squared
-                and absolute errors, binary and Poisson ones.
+            name: what clients call it.
+            build: returns the network.
+            loss: returns a loss of torch whose targets follow from the outputs: cross entropies,
+                squared and absolute errors, binary and Poisson ones.
             inputs: a batch of floating point numbers, samples first, of which dtype and shape
                 count; or a specification, which integers need for their range.
-            metrics: -
-            max_batch: -
+            metrics: metric name -> function of (outputs, targets).
+            max_batch: the largest number of samples in one batch.
 
         Raises:
             ModelUnfit: it cannot be built or run, or a specification cannot be inferred; the text

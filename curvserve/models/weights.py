@@ -20,7 +20,7 @@ _SHOWN = 4
 def with_weights(model: Model, file: Path) -> Model:
     """Return the model whose sessions begin with the tensors of a file instead of drawn ones.
 
-    The file is read once, now.
+    The file is read once, now, and kept in memory.
 
     Args:
         model: the recipe.
@@ -88,5 +88,7 @@ def _difference(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
             found.append(
                 f"{name} is {was.dtype} {list(was.shape)}, expected {spec.dtype} {list(spec.shape)}"
             )
+        elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            found.append(f"{name} is not finite")
     more = f"; {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return "; ".join(found[:_SHOWN]) + more

@@ -57,6 +57,12 @@ def test_a_model_that_does_not_work_is_refused(change: dict[str, object], said: 
         check(replace(GOOD, **change))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["", "a b", "-model", "a/b", "m" * 65])
+def test_a_name_that_no_session_can_have_is_refused(name: str) -> None:
+    with pytest.raises(ModelUnfit, match="cannot be a model's name; expected 1 to 64 letters"):
+        check(replace(GOOD, name=name))
+
+
 def test_a_check_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     check(replace(GOOD, build=lambda: nn.Sequential(nn.Dropout(), nn.Linear(4, 3))))

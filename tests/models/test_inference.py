@@ -58,7 +58,7 @@ def test_integers_are_inferred_from_with_their_range() -> None:
 
 
 def test_integers_without_their_range_are_told_what_to_write() -> None:
-    with pytest.raises(ModelUnfit, match=r"SampleSpec\(shape=\(6\), dtype=torch.int64, minimum=0"):
+    with pytest.raises(ModelUnfit, match=r"SampleSpec\(shape=\(6,\), dtype=torch.int64, minimum=0"):
         infer(nn.MSELoss, lambda: nn.Embedding(10, 2), torch.zeros(1, 6, dtype=torch.int64))
 
 
@@ -84,3 +84,9 @@ def test_what_cannot_be_inferred_is_said(
 ) -> None:
     with pytest.raises(ModelUnfit, match=f"model 'made': .*{said}"):
         infer(loss, build, inputs)
+
+
+def test_inferring_takes_no_number_from_the_global_generator() -> None:
+    before = torch.get_rng_state()
+    infer(nn.CrossEntropyLoss)
+    assert torch.equal(torch.get_rng_state(), before)

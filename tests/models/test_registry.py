@@ -18,6 +18,7 @@ from curvserve.models import (
     resolve,
     resolve_all,
 )
+from curvserve.models.listing import listed
 
 ONE = SampleSpec(shape=(1,), dtype=torch.float32)
 
@@ -172,3 +173,10 @@ def test_two_packages_with_one_name_are_told_together(install: Install) -> None:
     install("theirs", here="tests.models.test_registry:make")
     with pytest.raises(ModelNotFound, match="several models are called 'here': of theirs, ours"):
         resolve("here")
+
+
+def test_a_package_that_misleads_does_not_hide_the_other_models(install: Install) -> None:
+    install("theirs", gone="no.such.module:model")
+    lines = list(listed())
+    assert any(line.startswith("gone: 'no.such.module:model' cannot be") for line in lines)
+    assert any(line.startswith("mnist_cnn: grey image") for line in lines)

@@ -65,6 +65,7 @@ def changed(name: str, tensor: Tensor | None) -> dict[str, Tensor]:
         (changed("head.weight", torch.zeros(2)), "head.weight unknown$"),
         (changed("2.bias", torch.zeros(3)), r"2.bias is float32 \[3\], expected float32 \[2\]$"),
         (changed("2.bias", torch.zeros(2).half()), r"2.bias is float16 \[2\], expected float32"),
+        (changed("2.bias", torch.tensor([1, torch.nan])), "2.bias is not finite$"),
         ({}, "no 0.weight; no 0.bias; no 1.weight; no 1.bias; 5 more$"),
     ],
 )
