@@ -89,7 +89,7 @@ def curvature(
 def support(replica: Replica) -> Support:
     """Return which quantities a model has."""
     with seeded(0, replica.drawing), torch.enable_grad():
-        return find_support(replica.model, replica.network, replica.loss, replica.device)
+        return find_support(replica.model, replica.unbound(), replica.loss, replica.device)
 
 
 def load(replica: Replica, state: SessionState, tensors: Tensors) -> SessionState:

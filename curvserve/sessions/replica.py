@@ -66,13 +66,19 @@ class Replica:
             evaluating: whether all of it is to be in evaluation mode, rather than each module in
                 the mode that the model built it in.
         """
-        for module, training in self.modes.items():
-            module.training = training and not evaluating
+        self._set_modes(evaluating=evaluating)
         for name, parameter in self.network.named_parameters():
             parameter.data = state.parameters[name]
             parameter.grad = None
         for name, buffer in self.network.named_buffers():
             buffer.data = state.buffers[name].clone()
+        return self.network
+
+    def unbound(self) -> nn.Module:
+        """Return the network in the modes of a step, with buffers that no state has."""
+        self._set_modes(evaluating=False)
+        for buffer in self.network.buffers():
+            buffer.data = buffer.clone()  # those of the last step are its state's
         return self.network
 
     def describe(self) -> str:
@@ -84,6 +90,10 @@ class Replica:
     def buffers(self) -> Tensors:
         """Return the buffers as the last pass left them; the next `bind` takes others."""
         return {name: buffer.detach() for name, buffer in self.network.named_buffers()}
+
+    def _set_modes(self, *, evaluating: bool) -> None:
+        for module, training in self.modes.items():
+            module.training = training and not evaluating
 
 
 def initial_tensors(model: Model, device: torch.device, seed: int) -> tuple[Tensors, Tensors]:

@@ -90,6 +90,19 @@ def test_a_step_sees_each_module_in_the_mode_that_the_model_gave_it() -> None:
     assert steps.step(replica, state, batch(), state.rule)[1].loss == result.loss
 
 
+def test_finding_what_a_model_has_changes_no_state_and_does_not_depend_on_one() -> None:
+    replica, state = begin(NORMALISED, SGD())
+    found = jobs.support(replica)
+    assert found.quantities == ("grad",)
+    after, _ = steps.step(replica, state, batch(), state.rule)
+    before = copies(after)
+    assert jobs.support(replica) == found
+    assert same(after, before)  # its buffers, too, into which a pass in training mode writes
+    jobs.evaluate(replica, after, batch())
+    assert jobs.support(replica) == found
+    assert same(after, before)
+
+
 class Counting(nn.Module):
     """Counts its forward passes in a buffer."""
 
