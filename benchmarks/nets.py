@@ -4,11 +4,13 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18
 
 from curvserve.bench import QUANTITIES, Case
 from curvserve.data import load_digits, normalise
-from curvserve.models.mnist_cnn import network
+from curvserve.models import resnet18_cifar, torchvision_zoo
+from curvserve.models.cifar_3c3d import network as net_3c3d
+from curvserve.models.mlp import network as mlp
+from curvserve.models.mnist_cnn import network as mnist_cnn
 
 
 def digits(count: int) -> tuple[Tensor, Tensor]:
@@ -22,32 +24,6 @@ def noise(shape: tuple[int, ...], classes: int, count: int) -> tuple[Tensor, Ten
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(count, *shape, generator=generator)
     return inputs, torch.randint(classes, (count,), generator=generator)
-
-
-def mlp(width: int = 512, classes: int = 10) -> nn.Module:
-    """Return 784-width-width/2-classes with ReLU."""
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(784, width), nn.ReLU(),
-        nn.Linear(width, width // 2), nn.ReLU(),
-        nn.Linear(width // 2, classes),
-    )  # fmt: skip
-
-
-def net_3c3d() -> nn.Module:
-    """Return three convolutions and three linear layers for 32x32 images.
-
-    Schneider, Balles, Hennig, "DeepOBS: a deep learning optimizer benchmark suite", ICLR 2019.
-    """
-    return nn.Sequential(
-        nn.Conv2d(3, 64, 5), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True),
-        nn.Conv2d(64, 96, 3), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True),
-        nn.Conv2d(96, 128, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True),
-        nn.Flatten(),
-        nn.Linear(1152, 512), nn.ReLU(),
-        nn.Linear(512, 256), nn.ReLU(),
-        nn.Linear(256, 10),
-    )  # fmt: skip
 
 
 def all_cnn_c() -> nn.Module:
@@ -70,15 +46,12 @@ def all_cnn_c() -> nn.Module:
 
 def resnet18_as_it_is() -> nn.Module:
     """Return torchvision's ResNet-18, its norms fixed."""
-    return _fixed(resnet18(num_classes=10))
+    return _fixed(torchvision_zoo.network("resnet18", 32, 10))
 
 
-def resnet18_cifar() -> nn.Module:
-    """Return it with the usual stem for 32x32 images: no stride, no pooling."""
-    net = resnet18(num_classes=10)
-    net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-    net.maxpool = nn.Identity()
-    return _fixed(net)
+def resnet18_for_cifar() -> nn.Module:
+    """Return it with the usual stem for 32x32 images."""
+    return _fixed(resnet18_cifar.network(zero_init_residual=False))
 
 
 def _fixed(net: nn.Module) -> nn.Module:
@@ -87,7 +60,7 @@ def _fixed(net: nn.Module) -> nn.Module:
     Without, the outputs of a fresh net are so large that each class drawn is the likeliest one.
     """
     for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.momentum = 1.0
+        norm.train().momentum = 1.0
     with torch.no_grad():
         net(noise((3, 32, 32), 10, 16)[0])
     return net.eval()
@@ -116,12 +89,12 @@ SOME = ("DiagGGNMC", "BatchGrad")
 cifar = partial(noise, (3, 32, 32), 10)
 
 CASES = (
-    Case("mnist_cnn", network, digits, 64, ALL),
-    Case("mnist_cnn", network, digits, 512),
+    Case("mnist_cnn", mnist_cnn, digits, 64, ALL),
+    Case("mnist_cnn", mnist_cnn, digits, 512),
     Case("3c3d", net_3c3d, cifar, 128, (*SOME, "KFAC")),
     Case("all_cnn_c", all_cnn_c, partial(noise, (3, 32, 32), 100), 16, SOME),
     Case("resnet18", resnet18_as_it_is, cifar, 64),
-    Case("resnet18_cifar", resnet18_cifar, cifar, 64),
+    Case("resnet18_cifar", resnet18_for_cifar, cifar, 64),
     Case("mlp", mlp, digits, 64, ALL),
     Case("mlp", mlp, digits, 512),
     Case("transformer", Encoder, digits, 64, (*SOME, "DiagGGNExact")),

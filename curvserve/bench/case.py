@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import Model, SampleSpec
+from ..models.dry_run import draw
 
 QUANTITIES = {
     "DiagGGNMC": "diag_ggn_mc",
@@ -117,16 +118,4 @@ def _built(model: Model) -> nn.Module:
 
 
 def _drawn(inputs: SampleSpec, targets: SampleSpec, count: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(SEED)
-    return _samples(inputs, count, generator), _samples(targets, count, generator)
-
-
-def _samples(spec: SampleSpec, count: int, generator: torch.Generator) -> Tensor:
-    """Return normal numbers within the bounds, or any of the integers that are allowed."""
-    shape = (count, *spec.shape)
-    low, high = spec.minimum, spec.maximum
-    if spec.dtype.is_floating_point:
-        drawn = torch.randn(shape, generator=generator).to(spec.dtype)
-        return drawn if low is high is None else drawn.clamp(low, high)
-    least, most = int(low or 0), 1 if high is None else int(high)
-    return torch.randint(least, most + 1, shape, generator=generator).to(spec.dtype)
+    return draw(inputs, count, SEED), draw(targets, count, SEED + 1)

@@ -36,9 +36,9 @@ def bench(
     """
     add_working_folder()
     from ..bench import command
-    from ..models import ModelNotFound
+    from ..models import ModelError
     from ..server.device import DeviceNotFound, find_device
 
-    with refusing(ModelNotFound, DeviceNotFound, command.BenchFailed):
+    with refusing(ModelError, DeviceNotFound, command.BenchFailed):
         where = find_device(device)
         command.bench(model, batch, quantity, threads, rounds, where, as_json=json)

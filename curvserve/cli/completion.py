@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import typer
@@ -13,6 +14,7 @@ def model_names() -> Iterator[str]:
     """Yield the names of the registered models; they are read, not imported, as torch would be."""
     for file in sorted((Path(__file__).parents[1] / "models").glob("*.py")):
         yield from _FACTORY.findall(file.read_text())
+    yield from (point.name for point in entry_points(group="curvserve.models"))
 
 
 def complete_model(incomplete: str) -> list[str]:

@@ -29,13 +29,23 @@ def serve(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A registered model, or package.module:attribute; may be repeated.",
+            help="A registered model, torchvision:NAME, or package.module:attribute; may be "
+            "repeated.",
             autocompletion=complete_model,
         ),
     ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(help="MODEL=FILE.safetensors: what its sessions begin with; may be repeated."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")] = 8000,
-    device: Annotated[str, typer.Option(help="auto, cpu, or a GPU as cuda:0.")] = "auto",
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="auto (the default), cpu, or a GPU as cuda:0; MODEL=cuda:1 for one of several."
+        ),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen where others can call, without API keys.")
     ] = False,
@@ -129,9 +139,9 @@ def serve(
     add_working_folder()
     from ..api_keys import KeyFileError, KeyRing
     from ..failpoints import UnknownFailpoint, arm
-    from ..models import ModelNotFound, resolve
+    from ..models import ModelError, all_with_weights, resolve_all
     from ..server import Limits, create_app, logs
-    from ..server.device import DeviceNotFound, find_device
+    from ..server.device import DeviceNotFound, find_devices
     from ..server.run import CannotListen, address_of, listen, listen_at
     from ..server.run import serve as run
     from ..server.tls import TLSFileError, tls_context
@@ -151,7 +161,7 @@ def serve(
     with refusing(
         KeyFileError,
         TLSFileError,
-        ModelNotFound,
+        ModelError,
         DeviceNotFound,
         CannotListen,
         NoDataFolder,
@@ -161,12 +171,12 @@ def serve(
         arm()
         keys = KeyRing.read(api_keys) if api_keys else None
         tls = tls_context(tls_cert, tls_key)
-        recipes = [resolve(reference) for reference in model or ["mnist_cnn"]]
-        where = find_device(device)
-        open_store = store_opener(data_dir, durability, where)
+        recipes = all_with_weights(resolve_all(model or ["mnist_cnn"]), weights or [])
+        devices = find_devices(device or [], [recipe.name for recipe in recipes])
+        open_store = store_opener(data_dir, durability, devices.values())
         application = create_app(
             recipes,
-            where,
+            devices,
             limits,
             keys=keys,
             open_store=open_store,

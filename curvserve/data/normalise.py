@@ -1,4 +1,6 @@
-"""Grey values as a network wants them: MNIST's usual normalisation."""
+"""Pixels as a network wants them."""
+
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -19,3 +21,20 @@ def normalise(images: Tensor) -> Tensor:
         float32 of the same shape and device.
     """
     return images.float().div_(255).sub_(MEAN).div_(STANDARD_DEVIATION)
+
+
+def normalise_colours(images: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
+    """Return (x / 255 - mean) / deviation, bit for bit what torchvision's transforms give.
+
+    Args:
+        images: uint8 0..255, [N, C, H, W].
+        mean: of each of the C colours.
+        deviation: the standard deviation of each.
+
+    Returns:
+        float32 of the same shape and device.
+    """
+    pixels = images.float().div_(255)
+    for colour, (mu, sigma) in enumerate(zip(mean, deviation, strict=True)):
+        pixels[:, colour].sub_(mu).div_(sigma)
+    return pixels

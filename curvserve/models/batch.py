@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from curvserve_client.errors import InvalidBatch
 from torch import Tensor
 
-from .registry import Model
+from .model import Model
 from .specification import Described
 
 NAMES = ("inputs", "targets")

@@ -1,12 +1,11 @@
 """The small MNIST network of BackPACK's example: two convolutions, two linear layers."""
 
-import torch
 from torch import nn
 
-from ..data.normalise import normalise
+from .images import class_of, grey_digit
 from .metrics import accuracy
-from .registry import Model, register
-from .specification import SampleSpec
+from .model import Model
+from .registry import register
 
 CLASSES = 10
 
@@ -34,15 +33,7 @@ def mnist_cnn() -> Model:
         name="mnist_cnn",
         build=network,
         loss=nn.CrossEntropyLoss,
-        inputs=SampleSpec(
-            shape=(1, 28, 28),
-            dtype=torch.float32,
-            conversions={torch.uint8: normalise},
-            meaning="grey image: float32 normalised by mean 0.1307 and standard deviation 0.3081, "
-            "or uint8 0..255, which the server normalises so",
-        ),
-        targets=SampleSpec(
-            shape=(), dtype=torch.int64, minimum=0, maximum=CLASSES - 1, meaning="the digit"
-        ),
+        inputs=grey_digit(),
+        targets=class_of(CLASSES, "the digit"),
         metrics={"accuracy": accuracy},
     )

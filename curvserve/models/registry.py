@@ -1,45 +1,22 @@
-"""Models by name: the recipe of a model, and where recipes are found."""
+"""Models by name: where recipes are found."""
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from importlib.metadata import EntryPoint, entry_points
 
-from torch import Tensor, nn
+from .dry_run import in_a_line
+from .errors import ModelError, ModelNotFound, ModelUnfit
+from .model import Model
 
-from .specification import SampleSpec
+ENTRY_POINTS = "curvserve.models"
+"""The group of entry points by which an installed package names its models."""
 
-Factory = Callable[[], "Model"]
-Metric = Callable[[Tensor, Tensor], Tensor]
+TORCHVISION = "torchvision:"
+
+Factory = Callable[[], Model]
 
 _FACTORIES: dict[str, Factory] = {}
-
-
-@dataclass(frozen=True)
-class Model:
-    """The recipe of a model that can be served; nothing is built until a server asks for it.
-
-    Attributes:
-        name: what clients call it.
-        build: returns the network with freshly drawn parameters.
-        loss: returns the loss module, called with (outputs, targets).
-        inputs: what one sample of the inputs must be.
-        targets: what one sample of the targets must be.
-        metrics: metric name -> function of (outputs, targets) that returns a 0-dim tensor.
-        max_batch: the largest number of samples in one batch.
-    """
-
-    name: str
-    build: Callable[[], nn.Module]
-    loss: Callable[[], nn.Module]
-    inputs: SampleSpec
-    targets: SampleSpec
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
-    max_batch: int = 4096
-
-
-class ModelNotFound(LookupError):
-    """No model answers to a name or a `package.module:attribute` reference; the text says why."""
 
 
 def register(factory: Factory) -> Factory:
@@ -55,29 +32,60 @@ def register(factory: Factory) -> Factory:
 
 
 def available() -> list[str]:
-    """Return the names of all registered models, sorted."""
+    """Return the names of all registered models, sorted; none of other packages is imported."""
     _import_built_in()
-    return sorted(_FACTORIES)
+    return sorted({*_FACTORIES, *(point.name for point in _installed())})
 
 
 def resolve(reference: str) -> Model:
     """Return the model that an operator names on the command line; never given a client's text.
 
     Args:
-        reference: a registered name, or `package.module:attribute`, where the attribute is a
-            `Model` or a function without arguments that returns one.
+        reference: a registered name; `torchvision:NAME` with options; or
+            `package.module:attribute`, where the attribute is a `Model` or a function without
+            arguments that returns one.
 
     Raises:
         ModelNotFound: nothing of that name; the module cannot be imported; no model there.
+        ModelUnfit: its factory fails, or its specification cannot be inferred.
     """
+    if reference.startswith(TORCHVISION):
+        from .torchvision_zoo import model_of  # which loads torchvision
+
+        return model_of(reference.removeprefix(TORCHVISION))
     if ":" in reference:
         return _from_module(reference)
     _import_built_in()
+    points = [point for point in _installed() if point.name == reference]
+    if len(points) + (reference in _FACTORIES) > 1:
+        origins = [*map(_origin, points), *["this process"] * (reference in _FACTORIES)]
+        raise ModelNotFound(f"several models are called {reference!r}: of {', '.join(origins)}")
+    if points:
+        return _from_package(points[0])
     if reference not in _FACTORIES:
         known = ", ".join(available())
-        others = "others are given as package.module:attribute"
+        others = f"others are given as package.module:attribute or {TORCHVISION}NAME"
         raise ModelNotFound(f"no model is called {reference!r}; known: {known}; {others}")
-    return _FACTORIES[reference]()
+    return _called(reference, _FACTORIES[reference])
+
+
+def resolve_all(references: Iterable[str]) -> list[Model]:
+    """Return the models of several references, in their order.
+
+    Raises:
+        ModelNotFound: as `resolve`, or two have the same name.
+        ModelUnfit: as `resolve`.
+    """
+    found: dict[str, str] = {}
+    models = []
+    for reference in references:
+        model = resolve(reference)
+        if model.name in found:
+            both = f"{found[model.name]} and {reference}"
+            raise ModelNotFound(f"two models are called {model.name!r}: {both}; rename one")
+        found[model.name] = reference
+        models.append(model)
+    return models
 
 
 def _import_built_in() -> None:
@@ -87,13 +95,38 @@ def _import_built_in() -> None:
         importlib.import_module(f"{__package__}.{module.name}")
 
 
+def _installed() -> list[EntryPoint]:
+    return list(entry_points(group=ENTRY_POINTS))
+
+
+def _origin(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value
+
+
+def _from_package(point: EntryPoint) -> Model:
+    model = _from_module(point.value)
+    if model.name != point.name:
+        said = f"{_origin(point)} registers {point.name!r}, whose model is called {model.name!r}"
+        raise ModelNotFound(said)
+    return model
+
+
 def _from_module(reference: str) -> Model:
     module_name, _, attribute = reference.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ModelNotFound(f"{reference!r} cannot be imported: {error}") from error
-    model = found() if callable(found) else found
+    except Exception as error:  # a module can raise anything while it is imported
+        raise ModelNotFound(f"{reference!r} cannot be imported: {in_a_line(error)}") from error
+    model = _called(reference, found) if callable(found) else found
     if not isinstance(model, Model):
         raise ModelNotFound(f"{reference!r} is a {type(model).__name__}, not a curvserve Model")
     return model
+
+
+def _called(reference: str, factory: Factory) -> Model:
+    try:
+        return factory()
+    except ModelError:
+        raise
+    except Exception as error:  # whatever an author's code raises
+        raise ModelUnfit(f"the factory of {reference!r} failed: {in_a_line(error)}") from error

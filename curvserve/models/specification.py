@@ -60,7 +60,7 @@ class SampleSpec:
         shape = tuple(given.shape)
         if given.dtype not in self.dtypes or not shape or shape[1:] != self.shape:
             found = f"{name} is {dtype_name(given.dtype)} {list(shape)}"
-            raise InvalidBatch(found, tensor=name, expected=self._expected())
+            raise InvalidBatch(found, tensor=name, expected=self.expected())
 
     def check_values(self, name: str, tensor: Tensor) -> None:
         """Refuse a tensor by its values: not finite, or outside the range.
@@ -76,7 +76,7 @@ class SampleSpec:
         if wrong is not None and bool(wrong.any()):
             sample = int(wrong.nonzero()[0, 0])
             message = f"{name} of sample {sample}: a value that is not finite or out of range"
-            raise InvalidBatch(message, tensor=name, expected=self._expected())
+            raise InvalidBatch(message, tensor=name, expected=self.expected())
 
     def convert(self, tensor: Tensor) -> Tensor:
         """Return a tensor that passed the checks in the model's own dtype."""
@@ -92,6 +92,14 @@ class SampleSpec:
             meaning=self.meaning,
         )
 
+    def expected(self) -> str:
+        """Return dtypes, shape and bounds of a batch in words."""
+        dtypes = " or ".join(dtype_name(dtype) for dtype in self.dtypes)
+        sizes = ", ".join(["N", *map(str, self.shape)])
+        low, high = self.minimum, self.maximum
+        bounds = "" if low is None and high is None else f", values from {low} to {high}"
+        return f"{dtypes} [{sizes}]{bounds}"
+
     def _wrong(self, tensor: Tensor) -> Tensor | None:
         if tensor.dtype != self.dtype:
             return None  # every value of a converted dtype is legal
@@ -101,10 +109,3 @@ class SampleSpec:
                 outside = beyond(tensor, bound)
                 wrong = outside if wrong is None else wrong | outside
         return wrong
-
-    def _expected(self) -> str:
-        dtypes = " or ".join(dtype_name(dtype) for dtype in self.dtypes)
-        sizes = ", ".join(["N", *map(str, self.shape)])
-        low, high = self.minimum, self.maximum
-        bounds = "" if low is None and high is None else f", values from {low} to {high}"
-        return f"{dtypes} [{sizes}]{bounds}"

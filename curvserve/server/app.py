@@ -1,22 +1,21 @@
 """The application: routes over sessions over an executor."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import torch
-from curvserve_client.types import ModelSpec, ParameterSpec
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from .. import __version__
 from ..api_keys import KeyRing
-from ..engine.quantities import QUANTITIES
 from ..models import Model
-from ..sessions import Durability, Executor, InlineExecutor, Sessions
+from ..sessions import Durability, InlineExecutor, Sessions
 from ..sessions.durability import SNAPSHOT_EVERY
 from ..sessions.storage import MemoryStore, Store
 from .access import Access
 from .bodies import Bodies
+from .catalogue import Catalogue
 from .context import Context
 from .limits import Limits
 from .metrics import Metrics
@@ -30,7 +29,7 @@ from .routes import ROUTERS
 
 def create_app(
     models: Sequence[Model],
-    device: torch.device | str = "cpu",
+    devices: Mapping[str, torch.device] | None = None,
     limits: Limits | None = None,
     keys: KeyRing | None = None,
     telemetry: TelemetryConfig | None = None,
@@ -43,21 +42,26 @@ def create_app(
     there is none of that name.
 
     Args:
-        models: what to serve.
-        device: where to compute.
+        models: what to serve, of different names.
+        devices: model name -> where it is computed; the CPU where None.
         limits: caps and deadlines; the defaults of `Limits` where None.
         keys: who may call; anyone where None.
         telemetry: FastAPI's OpenTelemetry; where None, what the variables OTEL_* say.
         open_store: makes what keeps the sessions.
         snapshot_every: changes between two snapshots of a session.
+
+    Raises:
+        ModelUnfit: a model does not work.
     """
     limits = limits or Limits()
     recipes = {model.name: model for model in models}
-    executor = InlineExecutor(recipes, torch.device(device))
+    devices = devices or dict.fromkeys(recipes, torch.device("cpu"))
+    executor = InlineExecutor(recipes, devices)
+    catalogue = Catalogue(recipes, devices, executor)
     durability = Durability(open_store, executor.to_host, snapshot_every)
     sessions = Sessions(recipes, executor, durability, limits.queue)
     metrics, bodies = Metrics(sessions.list, lambda: durability.folder), Bodies(limits.bodies_bytes)
-    context = Context(sessions, executor, durability, limits, {}, metrics, bodies, keys)
+    context = Context(sessions, executor, durability, limits, catalogue, metrics, bodies, keys)
     app = FastAPI(
         title="curvserve",
         version=__version__,
@@ -83,13 +87,14 @@ def _lifespan(context: Context) -> Callable[[FastAPI], AbstractAsyncContextManag
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             await context.sessions.recover()
-            for name, model in context.sessions.models.items():
-                context.specifications[name] = await _specification(model, context.executor)
+            for name in context.sessions.models:
                 if context.sessions.is_free(name):
                     await context.sessions.create(name, name=name)
+            context.catalogue.begin()
             context.ready = True
             yield
             await context.sessions.finish(context.limits.shutdown_seconds)
+            await context.catalogue.finish(context.limits.shutdown_seconds)
             await context.sessions.close()
         finally:
             context.ready = False
@@ -97,18 +102,3 @@ def _lifespan(context: Context) -> Callable[[FastAPI], AbstractAsyncContextManag
             context.durability.close()
 
     return lifespan
-
-
-async def _specification(model: Model, executor: Executor) -> ModelSpec:
-    """Return what clients are told of a model."""
-    parameters, _ = await executor.initial_tensors(model.name, 0)
-    return ModelSpec(
-        name=model.name,
-        parameters={name: ParameterSpec.of(p) for name, p in parameters.items()},
-        inputs=model.inputs.describe(),
-        targets=model.targets.describe(),
-        loss=type(model.loss()).__name__,
-        metrics=tuple(model.metrics),
-        quantities=("grad", *(name for name, kind in QUANTITIES.items() if kind.tensor)),
-        max_batch=model.max_batch,
-    )

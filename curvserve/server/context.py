@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from curvserve_client.types import ModelSpec
 from fastapi import Depends, Request
 
 from ..api_keys import KeyRing
 from ..sessions import Durability, Executor, Session, Sessions
 from .bodies import Bodies
+from .catalogue import Catalogue
 from .limits import Limits
 from .metrics import Metrics
 
@@ -22,7 +22,7 @@ class Context:
         executor: who computes.
         durability: who keeps the sessions.
         limits: caps and deadlines.
-        specifications: model name -> what is told of it; filled at start.
+        catalogue: what is told of the models.
         metrics: what is counted.
         bodies: what is being received.
         keys: who may call; anyone where None.
@@ -34,7 +34,7 @@ class Context:
     executor: Executor
     durability: Durability
     limits: Limits
-    specifications: dict[str, ModelSpec]
+    catalogue: Catalogue
     metrics: Metrics
     bodies: Bodies
     keys: KeyRing | None = None

@@ -1,5 +1,7 @@
 """Where to compute."""
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -19,9 +21,33 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        return torch.empty(0, device=torch.device(name)).device  # cuda is cuda:0, mostly
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).partition("\n")[0]
         raise DeviceNotFound(f"no device {name!r}: {reason}") from error
-    return device
+
+
+def find_devices(choices: Sequence[str], models: Sequence[str]) -> dict[str, torch.device]:
+    """Return where each model is computed.
+
+    Args:
+        choices: `DEVICE` for all models, `MODEL=DEVICE` for one, which goes before; a device as
+            `find_device` takes it, `auto` by default.
+        models: names of the models.
+
+    Raises:
+        DeviceNotFound: no such device here, no such model, or two devices for the same.
+    """
+    chosen: dict[str, str] = {}
+    for choice in choices:
+        name, equals, device = choice.rpartition("=")
+        if equals and name not in models:
+            known = ", ".join(models)
+            raise DeviceNotFound(f"device {choice!r}: no model is called {name!r}; served: {known}")
+        if name in chosen:
+            raise DeviceNotFound(
+                f"two devices for {name or 'all models'}: {chosen[name]}, {device}"
+            )
+        chosen[name] = device
+    rest = chosen.get("", "auto")
+    return {name: find_device(chosen.get(name, rest)) for name in models}

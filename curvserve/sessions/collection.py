@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from curvserve_client.errors import (
 from curvserve_client.rules import Rule, make_rule, rule_options
 
 from ..models import Model
+from ..models.model import NAME, NAME_EXPECTED
 from .durability import Durability
 from .events import Events
 from .executor import Executor
@@ -33,8 +33,6 @@ from .state import SessionState
 from .storage import SessionRecord, Stored, decode_state
 
 log = logging.getLogger("curvserve.sessions")
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Sessions:
@@ -276,9 +274,8 @@ class Sessions:
         )
 
     def _check_name(self, name: str) -> None:
-        if not _NAME.fullmatch(name):
-            expected = "1 to 64 letters, digits, '.', '-', '_', a letter or digit first"
-            raise InvalidRequest(f"{name!r} cannot be a session's name", expected=expected)
+        if not NAME.fullmatch(name):
+            raise InvalidRequest(f"{name!r} cannot be a session's name", expected=NAME_EXPECTED)
         if not self.is_free(name):
             raise SessionExists(f"a session is called {name!r} already")
 

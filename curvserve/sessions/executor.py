@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from time import perf_counter
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -16,11 +16,12 @@ from curvserve_client.types import (
 )
 
 from .. import phases
-from ..models import Model
+from ..models import Model, Support
 from ..phases import Phases
 from . import jobs, steps
+from .compute_thread import ComputeThread
 from .pending import Pending, Reduction
-from .replica import EAGER, Replica, initial_tensors
+from .replica import CPU, EAGER, Replica, initial_tensors
 from .state import SessionState, Tensors
 
 P = ParamSpec("P")
@@ -37,6 +38,10 @@ class Executor(Protocol):
 
     def describe(self, model: str) -> str:
         """Tell how batches of a model are computed."""
+        ...
+
+    async def support(self, model: str) -> Support:
+        """Return which quantities of a model can be computed."""
         ...
 
     async def initial_tensors(self, model: str, seed: int) -> tuple[Tensors, Tensors]:
@@ -97,55 +102,57 @@ class Executor(Protocol):
 
 
 class InlineExecutor:
-    """One thread of this process that owns the device and does one job after another.
+    """For each device one thread of this process, which owns it and does one job after another."""
 
-    One thread, and always the same: OpenMP keeps a team of workers for every thread that calls it,
-    so a pool of threads would fight over the cores.
-    """
-
-    def __init__(self, models: Mapping[str, Model], device: torch.device) -> None:
-        """Start the thread; the models are built there, when first needed.
+    def __init__(self, models: Mapping[str, Model], devices: Mapping[str, torch.device]) -> None:
+        """Start the threads; the models are built there, when first needed.
 
         Args:
             models: name -> recipe.
-            device: where everything is computed.
+            devices: name -> where it is computed.
         """
-        if device.type == "cuda":
+        if any(device.type == "cuda" for device in devices.values()):
             # of the whole process: a step that is computed again after a crash has the same bits
             torch.backends.cudnn.deterministic = True
         self._models = models
-        self._device = device
+        self._devices = devices
         self._replicas: dict[str, Replica] = {}
         self._jobs: set[Future[Any]] = set()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="curvserve-compute")
+        self._threads = {
+            device: ComputeThread(device) for device in dict.fromkeys(devices.values())
+        }
 
     def describe(self, model: str) -> str:
         """See `Executor`."""
         replica = self._replicas.get(model)
         return EAGER if replica is None else replica.describe()
 
+    async def support(self, model: str) -> Support:
+        """See `Executor`."""
+        return await self._run(self._devices[model], lambda: jobs.support(self._replica(model)))
+
     async def initial_tensors(self, model: str, seed: int) -> tuple[Tensors, Tensors]:
         """See `Executor`."""
         # not on the device's thread: a session can begin while another's step computes
-        return await asyncio.to_thread(initial_tensors, self._models[model], self._device, seed)
+        return await asyncio.to_thread(
+            initial_tensors, self._models[model], self._devices[model], seed
+        )
 
     async def evaluate(self, state: SessionState, batch: Tensors) -> EvaluateResult:
         """See `Executor`."""
-        return await self._run(self._on_replica, jobs.evaluate, state, batch)
+        return await self._on_replica(jobs.evaluate, state, batch)
 
     async def curvature(
         self, state: SessionState, batch: Tensors, quantities: Sequence[str], mc_samples: int
     ) -> CurvatureResult:
         """See `Executor`."""
-        return await self._run(
-            self._on_replica, jobs.curvature, state, batch, quantities, mc_samples
-        )
+        return await self._on_replica(jobs.curvature, state, batch, quantities, mc_samples)
 
     async def step(
         self, state: SessionState, batch: Tensors, rule: Rule
     ) -> tuple[SessionState, StepResult]:
         """See `Executor`."""
-        return await self._run(self._on_replica, steps.step, state, batch, rule)
+        return await self._on_replica(steps.step, state, batch, rule)
 
     async def forward_backward(
         self,
@@ -155,9 +162,7 @@ class InlineExecutor:
         reduction: Reduction = Reduction.SUM,
     ) -> tuple[Pending, ForwardBackwardResult]:
         """See `Executor`."""
-        return await self._run(
-            self._on_replica, steps.forward_backward, state, batch, before, reduction
-        )
+        return await self._on_replica(steps.forward_backward, state, batch, before, reduction)
 
     async def optim_step(
         self,
@@ -167,54 +172,65 @@ class InlineExecutor:
         scales: Mapping[str, float],
     ) -> tuple[SessionState, StepResult]:
         """See `Executor`."""
-        return await self._run(self._on_replica, steps.optim_step, state, pending, groups, scales)
+        return await self._on_replica(steps.optim_step, state, pending, groups, scales)
 
     async def load(self, state: SessionState, tensors: Tensors) -> SessionState:
         """See `Executor`."""
-        return await self._run(self._on_replica, jobs.load, state, tensors)
+        return await self._on_replica(jobs.load, state, tensors)
 
     async def to_host(self, tensors: Tensors) -> Tensors:
         """See `Executor`; tensors that are there already are returned at once."""
-        if self._device.type == "cpu":
+        device = next((tensor.device for tensor in tensors.values()), CPU)
+        if device.type == "cpu":
             return tensors
-        return await self._run(lambda: {name: tensor.cpu() for name, tensor in tensors.items()})
+        return await self._run(
+            device, lambda: {name: tensor.cpu() for name, tensor in tensors.items()}
+        )
 
     async def adopt(self, state: SessionState) -> SessionState:
         """See `Executor`."""
-        return await asyncio.to_thread(jobs.adopt, state, self._device)
+        return await asyncio.to_thread(jobs.adopt, state, self._devices[state.model])
 
     def close(self, seconds: float) -> bool:
         """See `Executor`; a thread cannot be ended from outside."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for thread in self._threads.values():
+            thread.shutdown(wait=False, cancel_futures=True)
         ended = not wait(self._jobs, seconds).not_done
         if ended:
-            # not later, when the interpreter ends: what the engine keeps with the thread is freed
-            # by it behind its last line, and needs the interpreter
-            self._thread.shutdown(wait=True)
+            for thread in self._threads.values():
+                thread.join()
         return ended
 
-    async def _run(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        request, asked = phases.current.get(Phases()), perf_counter()
-
-        def timed() -> T:
-            request.add("queue", perf_counter() - asked)
-            with request.measure("compute"):
-                return job(*args, **kwargs)
-
-        future = self._thread.submit(timed)
-        self._jobs.add(future)
-        future.add_done_callback(self._jobs.discard)
-        return await asyncio.wrap_future(future)
-
-    def _on_replica(
+    async def _on_replica(
         self,
         job: Callable[Concatenate[Replica, SessionState, P], T],
         state: SessionState,
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        replica = self._replicas.get(state.model)
+        device = self._devices[state.model]
+        return await self._run(
+            device, lambda: job(self._replica(state.model), state, *args, **kwargs)
+        )
+
+    async def _run(self, device: torch.device, job: Callable[[], T]) -> T:
+        request, asked = phases.current.get(Phases()), perf_counter()
+
+        def timed() -> T:
+            request.add("queue", perf_counter() - asked)
+            with request.measure("compute"):
+                return job()
+
+        future = self._threads[device].submit(timed)
+        self._jobs.add(future)
+        future.add_done_callback(self._jobs.discard)
+        return await asyncio.wrap_future(future)
+
+    def _replica(self, model: str) -> Replica:
+        """Return a model's replica; called by its device's thread alone."""
+        replica = self._replicas.get(model)
         if replica is None:
-            replica = Replica.of(self._models[state.model], self._device)
-            self._replicas[state.model] = replica
-        return job(replica, state, *args, **kwargs)
+            device, alone = self._devices[model], len(self._threads) == 1
+            replica = Replica.of(self._models[model], device, alone=alone)
+            self._replicas[model] = replica
+        return replica

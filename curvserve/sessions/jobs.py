@@ -18,6 +18,7 @@ from torch import Tensor
 from ..engine import Evaluation
 from ..engine.errors import EngineError, NonFiniteError
 from ..engine.memory_format import run
+from ..models import Support, find_support
 from ..models.batch import check_values
 from .finite import check_finite
 from .replica import Replica
@@ -40,7 +41,7 @@ def evaluate(replica: Replica, state: SessionState, batch: Tensors) -> EvaluateR
     """
     with told_as_problems(), torch.no_grad():
         inputs, targets = _to_device(replica, batch)
-        outputs = run(replica.bind(state).eval(), inputs)
+        outputs = run(replica.bind(state, evaluating=True), inputs)
         loss = replica.loss(outputs, targets)
         check_finite({"loss": loss})
         metrics = _metrics(replica, outputs, targets)
@@ -83,6 +84,12 @@ def curvature(
         samples=len(batch["inputs"]),
         tensors=tensors,
     )
+
+
+def support(replica: Replica) -> Support:
+    """Return which quantities a model has."""
+    with seeded(0, replica.drawing), torch.enable_grad():
+        return find_support(replica.model, replica.unbound(), replica.loss, replica.device)
 
 
 def load(replica: Replica, state: SessionState, tensors: Tensors) -> SessionState:
@@ -142,10 +149,10 @@ def differentiate(
         ProblemError: as `curvature`.
     """
     inputs, targets = _to_device(replica, batch)
-    replica.bind(state).train()
+    replica.bind(state)
     # the global generators are seeded for what the network itself draws, dropout for one
     seed = state.draw_seed(part)
-    with seeded(seed, replica.device), torch.enable_grad():
+    with seeded(seed, replica.drawing), torch.enable_grad():
         found = replica.evaluator(inputs, targets, quantities, seed=seed, mc_samples=mc_samples)
     check_finite({"loss": found.loss})
     for quantity in quantities:
@@ -156,8 +163,8 @@ def differentiate(
 def loss_at(replica: Replica, state: SessionState, parameters: Tensors, batch: Tensors) -> float:
     """Return the loss of a batch at other parameters, in the mode and with the draws of a step."""
     inputs, targets = _to_device(replica, batch)
-    network = replica.bind(replace(state, parameters=parameters)).train()
-    with seeded(state.draw_seed(), replica.device):
+    network = replica.bind(replace(state, parameters=parameters))
+    with seeded(state.draw_seed(), replica.drawing):
         return float(replica.loss(run(network, inputs), targets))
 
 

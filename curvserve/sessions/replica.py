@@ -1,5 +1,6 @@
 """A model built on a device, into which any session's tensors are put before it computes."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,8 @@ from .state import SessionState, Tensors
 
 EAGER = "eager so far"
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Replica:
@@ -23,6 +26,8 @@ class Replica:
         loss: the loss module.
         device: where they are.
         evaluator: the engine for these two.
+        modes: each module of the network -> whether the model built it in training mode.
+        drawing: the devices whose global generators the network's own draws come from.
     """
 
     model: Model
@@ -30,24 +35,50 @@ class Replica:
     loss: nn.Module
     device: torch.device
     evaluator: Evaluator
+    modes: Mapping[nn.Module, bool]
+    drawing: Sequence[torch.device]
 
     @classmethod
-    def of(cls, model: Model, device: torch.device) -> "Replica":
-        """Build a model on a device."""
-        network, loss = model.build().to(device), model.loss().to(device)
-        return cls(model, network, loss, device, Evaluator(network, loss))
+    def of(cls, model: Model, device: torch.device, *, alone: bool = True) -> "Replica":
+        """Build a model on a device.
 
-    def bind(self, state: SessionState) -> nn.Module:
+        Args:
+            model: the recipe.
+            device: where.
+            alone: whether no other device computes at the same time; another thread's passes would
+                take numbers from the CPU's generator.
+        """
+        with OwnGenerator(0):
+            network, loss = model.build(), model.loss().to(device)
+        network = network.to(device)
+        modes = {module: module.training for module in network.modules()}
+        drawing = dict.fromkeys([device, CPU] if alone else [device])
+        return cls(model, network, loss, device, Evaluator(network, loss), modes, list(drawing))
+
+    def bind(self, state: SessionState, *, evaluating: bool = False) -> nn.Module:
         """Put a state's tensors into the network and return it.
 
         Parameters are shared, not copied: nothing writes to them in place. Buffers are copied,
         because a forward pass in training mode may write to them.
+
+        Args:
+            state: the state.
+            evaluating: whether all of it is to be in evaluation mode, rather than each module in
+                the mode that the model built it in.
         """
+        self._set_modes(evaluating=evaluating)
         for name, parameter in self.network.named_parameters():
             parameter.data = state.parameters[name]
             parameter.grad = None
         for name, buffer in self.network.named_buffers():
             buffer.data = state.buffers[name].clone()
+        return self.network
+
+    def unbound(self) -> nn.Module:
+        """Return the network in the modes of a step, with buffers that no state has."""
+        self._set_modes(evaluating=False)
+        for buffer in self.network.buffers():
+            buffer.data = buffer.clone()  # those of the last step are its state's
         return self.network
 
     def describe(self) -> str:
@@ -59,6 +90,10 @@ class Replica:
     def buffers(self) -> Tensors:
         """Return the buffers as the last pass left them; the next `bind` takes others."""
         return {name: buffer.detach() for name, buffer in self.network.named_buffers()}
+
+    def _set_modes(self, *, evaluating: bool) -> None:
+        for module, training in self.modes.items():
+            module.training = training and not evaluating
 
 
 def initial_tensors(model: Model, device: torch.device, seed: int) -> tuple[Tensors, Tensors]:

@@ -9,16 +9,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators inside the block, and leave them after it as they were."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        # `torch.manual_seed` takes a millisecond to note, for each kind of device that it does not
-        # find, where it was called
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+def seeded(seed: int, devices: Sequence[torch.device]) -> Iterator[None]:
+    """Seed torch's global generators inside the block, and leave them after it as they were.
+
+    Args:
+        seed: the seed.
+        devices: whose generators.
+    """
+    # `torch.manual_seed` takes a millisecond to note, for each kind of device that it does not
+    # find, where it was called
+    generators = [_generator(device) for device in devices]
+    before = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(seed)
+    try:
         yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    if device.type != "cuda":
+        return torch.default_generator
+    torch.cuda.init()
+    return torch.cuda.default_generators[device.index or 0]
 
 
 class OwnGenerator(TorchDispatchMode):

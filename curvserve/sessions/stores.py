@@ -1,7 +1,7 @@
 """Which store an operator's words mean."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -16,14 +16,14 @@ class NoDataFolder(ValueError):
 
 
 def store_opener(
-    folder: Path | None, level: str | None, device: torch.device
+    folder: Path | None, level: str | None, devices: Iterable[torch.device]
 ) -> Callable[[], Store]:
     """Return what opens the store.
 
     Args:
         folder: the data folder.
         level: a name of `Level`; None for `full` with a folder and `none` without.
-        device: where steps are computed.
+        devices: where steps are computed.
 
     Raises:
         NoDataFolder: the level and the folder do not fit.
@@ -35,23 +35,28 @@ def store_opener(
         if folder is not None:
             raise NoDataFolder("--durability none keeps nothing: leave --data-dir out")
         return MemoryStore
-    return partial(FolderStore, folder, chosen, environment(device))
+    return partial(FolderStore, folder, chosen, environment(devices))
 
 
-def environment(device: torch.device) -> Mapping[str, str]:
+def environment(devices: Iterable[torch.device]) -> Mapping[str, str]:
     """Return what decides over the bits of a step: a replay elsewhere may give others.
 
     Args:
-        device: where steps are computed.
+        devices: where steps are computed.
     """
-    cuda = device.type == "cuda"
+    names = sorted({_name(device) for device in devices})
+    cuda = names != ["cpu"]
     versions = {"cuDNN": str(torch.backends.cudnn.version())} if cuda else {}
     return {
         "curvserve": __version__,
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "device": ", ".join(names),
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
         **versions,
     }
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

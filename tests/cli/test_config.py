@@ -17,7 +17,7 @@ from tests.server.process import ROOT, serving
 EXAMPLE = ROOT / "docker" / "curvserve.example.toml"
 
 REFUSED = [
-    ("prot = 1", "no option is called 'prot'; did you mean port? (there are: model, host, "),
+    ("prot = 1", "no option is called 'prot'; did you mean port? (there are: model, weights, "),
     ("data-dir = 'x'", "no option is called 'data-dir'; did you mean data_dir?"),
     ("config = 'x'", "no option is called 'config'"),
     ("port = '8000'", "port is '8000': expected a valid integer"),

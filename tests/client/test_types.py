@@ -46,6 +46,8 @@ RECORDS = st.one_of(
         metrics=TEXTS,
         quantities=TEXTS,
         max_batch=SIZES,
+        refused=st.dictionaries(TEXT, TEXT, max_size=3),
+        device=TEXT,
     ),
     st.builds(
         SessionInfo,

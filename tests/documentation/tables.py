@@ -31,7 +31,7 @@ from curvserve.engine.quantities import (
     HutchinsonTrace,
     Quantity,
 )
-from curvserve.models import resolve
+from curvserve.models import available, resolve
 from curvserve.server import create_app
 from curvserve.server.route_table import SCOPES
 from curvserve.sessions.machine import Expectation, Kind, Machine, Receipt, Stage, Ticket
@@ -216,7 +216,20 @@ def import_table() -> str:
     return table(["from", "becomes from", "import"], rows)
 
 
+def built_in() -> str:
+    rows = []
+    for name in available():
+        model = resolve(name)
+        count = sum(p.numel() for p in model.build().parameters())
+        what = inspect.getdoc(inspect.getmodule(model.build)).splitlines()[0].rstrip(".")
+        sizes = [f"`{list(spec.shape)}`" for spec in (model.inputs, model.targets)]
+        metrics = ", ".join(f"`{metric}`" for metric in model.metrics)
+        rows.append([f"`{name}`", what, f"{count:,}", *sizes, metrics])
+    return table(["model", "what", "parameters", "a sample", "its target", "metrics"], rows)
+
+
 TABLES = {
+    "built_in": built_in,
     "extensions": extensions,
     "layers": kinds,
     "losses": loss_table,

@@ -33,7 +33,8 @@ def address() -> Iterator[str]:
 
 
 CLIENT = ROOT / "docs" / "client.md"
-WHOLE = (PAGE, CLIENT)  # their blocks stand on those before
+MODELS = ROOT / "docs" / "models.md"  # followed in test_models_page.py
+WHOLE = (PAGE, CLIENT, MODELS)  # their blocks stand on those before
 
 
 def batches(count: int) -> list[tuple[Tensor, Tensor]]:

@@ -11,15 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from curvserve.models import Model, SampleSpec
+from curvserve.models.dry_run import SAMPLES
 
 PORT = "CURVSERVE_TEST_GATE"
 
 
 class Gate(nn.Module):
-    """Passes its input on after the test has opened it."""
+    """Passes its input on after the test has opened it; what the server makes up goes through."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Say that the computation is under way, and wait."""
+        if len(inputs) == SAMPLES:
+            return inputs
         with socket.create_connection(("127.0.0.1", int(os.environ[PORT]))) as connection:
             connection.recv(1)
         return inputs

@@ -27,6 +27,7 @@ IMPORTS = [
     "curvserve.sessions.stores",
     "uvicorn.lifespan.on",
     "uvicorn.loops.auto",
+    "torch.fx.experimental.symbolic_shapes",  # what the first backward pass loads
 ]
 
 

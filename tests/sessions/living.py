@@ -71,7 +71,7 @@ def with_sessions(
 
     async def run() -> None:
         recipes = {model.name: model for model in models}
-        executor = InlineExecutor(recipes, CPU)
+        executor = InlineExecutor(recipes, dict.fromkeys(recipes, CPU))
         durability = Durability(open_store, executor.to_host, snapshot_every)
         sessions = Sessions(recipes, executor, durability, queue)
         try:

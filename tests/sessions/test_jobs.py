@@ -77,6 +77,32 @@ def test_kfac_refuses_a_parameter_without_kronecker_factors_by_name() -> None:
         steps.step(replica, state, batch(), state.rule)
 
 
+def test_a_step_sees_each_module_in_the_mode_that_the_model_gave_it() -> None:
+    fixed = classifier("fixed", lambda: nn.Sequential(nn.BatchNorm1d(5).eval(), nn.Dropout(0.5)))
+    replica, state = begin(fixed)
+    one, other = (jobs.evaluate(replica, state, batch()).loss for _ in range(2))
+    assert one == other  # no dropout there
+    after, result = steps.step(replica, state, batch(), state.rule)
+    for name, before in state.buffers.items():
+        assert torch.equal(after.buffers[name], before)
+    assert result.loss != one  # dropout here
+    jobs.evaluate(replica, after, batch())
+    assert steps.step(replica, state, batch(), state.rule)[1].loss == result.loss
+
+
+def test_finding_what_a_model_has_changes_no_state_and_does_not_depend_on_one() -> None:
+    replica, state = begin(NORMALISED, SGD())
+    found = jobs.support(replica)
+    assert found.quantities == ("grad",)
+    after, _ = steps.step(replica, state, batch(), state.rule)
+    before = copies(after)
+    assert jobs.support(replica) == found
+    assert same(after, before)  # its buffers, too, into which a pass in training mode writes
+    jobs.evaluate(replica, after, batch())
+    assert jobs.support(replica) == found
+    assert same(after, before)
+
+
 class Counting(nn.Module):
     """Counts its forward passes in a buffer."""
 

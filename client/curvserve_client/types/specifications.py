@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -95,6 +95,8 @@ class ModelSpec:
         metrics: the metrics reported beside the loss.
         quantities: the quantities that `curvature` can be asked for.
         max_batch: the largest number of samples in one batch.
+        refused: quantity -> why this model does not have it.
+        device: where it is computed, for instance `cpu` or `cuda:0`.
     """
 
     name: str
@@ -105,6 +107,8 @@ class ModelSpec:
     metrics: tuple[str, ...]
     quantities: tuple[str, ...]
     max_batch: int
+    refused: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
@@ -118,6 +122,8 @@ class ModelSpec:
             metrics=texts(document, "metrics"),
             quantities=texts(document, "quantities"),
             max_batch=whole(document, "max_batch"),
+            refused=_sentences(document, "refused"),
+            device=text(document, "device"),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,6 +137,8 @@ class ModelSpec:
             "metrics": list(self.metrics),
             "quantities": list(self.quantities),
             "max_batch": self.max_batch,
+            "refused": dict(self.refused),
+            "device": self.device,
         }
 
 
@@ -242,3 +250,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 def _parameters(document: Mapping[str, Any]) -> dict[str, ParameterSpec]:
     found = record(document, "parameters")
     return {name: ParameterSpec.from_dict(record(found, name)) for name in found}
+
+
+def _sentences(document: Mapping[str, Any], member: str) -> dict[str, str]:
+    found = record(document, member)
+    return {name: text(found, name) for name in found}

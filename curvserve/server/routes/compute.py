@@ -9,12 +9,13 @@ from curvserve_client.types import EvaluateResult, StepResult
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from ...sessions import Session, Tensors
+from ...models.support import SERVED
+from ...sessions import Tensors
 from .. import preconditions
 from ..answers import json_answer, tensor_answer
 from ..batches import BATCH, receive_batch
 from ..changes import OPTIONS, change_of, options_of, receipt_answer
-from ..context import Context, InContext, InSession
+from ..context import InContext, InSession
 from ..direct import DirectRoute
 from ..openapi import BODY, CHANGE, FILE_OR_JSON, WORK, done, problems
 from ..preconditions import PRECONDITION, PRECONDITIONS
@@ -61,7 +62,7 @@ async def curvature(
     bytes.
     """
     _refuse_others(request, "quantities", "mc_samples", "bfloat16")
-    wanted = _quantities(quantities, context, session)
+    wanted = _quantities(quantities)
     rounded = _rounded(bfloat16, wanted)
     expected = preconditions.optional_version(request)
     async with receive_batch(request, session, context) as arrived:
@@ -88,12 +89,11 @@ async def step(request: Request, session: InSession, context: InContext) -> Resp
     return receipt_answer(session, receipt)
 
 
-def _quantities(text: str, context: Context, session: Session) -> list[str]:
+def _quantities(text: str) -> list[str]:
     wanted = [name for name in dict.fromkeys(text.split(",")) if name]
-    known = context.specifications[session.model.name].quantities
-    unknown = [name for name in wanted if name not in known]
+    unknown = [name for name in wanted if name not in SERVED]
     if unknown or not wanted:
-        served = ", ".join(known)
+        served = ", ".join(SERVED)
         named = ", ".join(unknown) or "nothing"
         raise UnknownQuantity(f"{named} cannot be served", expected=served)
     return wanted
