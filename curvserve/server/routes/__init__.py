@@ -2,7 +2,18 @@
 
 from fastapi import APIRouter
 
-from . import checkpoints, compute, halves, history, metrics, models, parameters, probes, sessions
+from . import (
+    checkpoints,
+    compute,
+    halves,
+    history,
+    metrics,
+    models,
+    page,
+    parameters,
+    probes,
+    sessions,
+)
 
 ROUTERS: tuple[APIRouter, ...] = (
     compute.router,  # first, because a path is looked for in this order
@@ -14,5 +25,6 @@ ROUTERS: tuple[APIRouter, ...] = (
     sessions.router,
     checkpoints.router,
     history.router,
+    page.router,
 )
 """Every router of the application."""
