@@ -33,7 +33,7 @@ export function lineChart(body, options) {
     plot?.destroy();
     shape = wanted;
     plot = new uPlot(described(options, names, log, width), data, place);
-    plot.root.querySelectorAll("canvas").forEach((canvas) => canvas.setAttribute("aria-hidden", "true"));
+    plot.root.setAttribute("aria-hidden", "true"); // the panel's reading says it
   }
 
   const again = () => last && draw(...last);

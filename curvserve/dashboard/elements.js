@@ -15,7 +15,7 @@ export function element(tag, properties = {}, ...children) {
 export function table(body, label, columns) {
   const rows = element("tbody");
   const head = columns.map((name) => element("th", { scope: "col" }, name));
-  const whole = element("table", {}, element("caption", { class: "unseen" }, label),
+  const whole = element("table", { "aria-label": label },
     element("thead", {}, element("tr", {}, ...head)), rows);
   body.append(element("div", { class: "scroll", tabIndex: 0, role: "region", "aria-label": label }, whole));
   return (lines) => rows.replaceChildren(...lines.map((line) => element("tr", {}, ...line.map(cell))));

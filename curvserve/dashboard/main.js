@@ -2,6 +2,7 @@
 
 import { element } from "./elements.js";
 import { count, number } from "./format.js";
+import * as key from "./key.js";
 import { panels } from "./panels/index.js";
 import { Store } from "./store.js";
 import { Stream } from "./stream.js";
@@ -11,7 +12,7 @@ const DESCRIBED_AGAIN = 10_000;
 
 const api = (path) => new URL(`../v1/${path}`, import.meta.url);
 const at = (id) => document.getElementById(id);
-const store = new Store();
+const store = (globalThis.curvserve = new Store()); // there for the browser's console
 let stream = null;
 let current = null;
 let redrawing = null;
@@ -19,37 +20,28 @@ let drawn = 0;
 
 // ---- the API key ----
 
-const key = {
-  get: () => sessionStorage.getItem("curvserve.key"),
-  set: (value) => sessionStorage.setItem("curvserve.key", value),
-  headers: () => (key.get() ? { Authorization: `Bearer ${key.get()}` } : {}),
-};
-
 function askForKey(detail) {
-  at("key").hidden = false;
-  at("key-problem").textContent = key.get() ? detail : "";
-  at("key-value").focus();
+  key.ask(detail);
   say("key", "needs an API key");
 }
 
-at("key").addEventListener("submit", (event) => {
-  event.preventDefault();
-  key.set(at("key-value").value.trim());
-  at("key").hidden = true;
+key.whenGiven(() => {
+  stream?.stop();
+  stream = null;
   begin();
 });
 
 // Return an answer's document; what is refused for want of a key asks for one.
 async function read(path) {
   const answer = await fetch(api(path), { headers: key.headers(), cache: "no-store" });
-  const document = await answer.json();
-  if (answer.status === 401 || answer.status === 403) {
-    askForKey(document.detail);
+  const found = await answer.json();
+  if (key.isRefused(answer)) {
+    askForKey(found.detail);
     return null;
   }
   if (answer.status === 404) return null; // it was deleted meanwhile
-  if (!answer.ok) throw new Error(document.detail);
-  return document;
+  if (!answer.ok) throw new Error(found.detail);
+  return found;
 }
 
 // ---- which session ----
@@ -225,17 +217,19 @@ function drawFacts() {
 }
 
 function drawBeginning() {
-  const { session } = store;
-  at("begin").hidden = !session || store.steps.length > 0;
-  if (!session) return;
-  const where = new URL("..", import.meta.url).href.replace(/\/$/, "");
-  at("begin-code").textContent = [
-    "from curvserve_client import RemoteDiagGGNOptimizer, connect",
-    "",
-    `session = connect(${JSON.stringify(where)}, session=${JSON.stringify(session.name)})`,
+  const { session, status } = store;
+  const none = status !== null && !status.sessions.length;
+  at("begin").hidden = !none && (!session || store.steps.length > 0);
+  if (at("begin").hidden) return;
+  const where = JSON.stringify(new URL("..", import.meta.url).href.replace(/\/$/, ""));
+  at("begin-title").textContent = none ? "No sessions" : "No steps yet";
+  at("begin-code").textContent = (none
+    ? ["from curvserve_client import Client", "", `session = Client(${where}).create_session("mnist_cnn")`]
+    : ["from curvserve_client import RemoteDiagGGNOptimizer, connect", "", `session = connect(${where}, session=${JSON.stringify(session.name)})`]
+  ).concat([
     "optimizer = RemoteDiagGGNOptimizer(session.parameters())",
     "optimizer.step_on(inputs, targets)  # for each batch",
-  ].join("\n");
+  ]).join("\n");
 }
 
 begin();

@@ -30,9 +30,7 @@ class Observation:
     then goes on to the server's log.
     """
 
-    def __init__(
-        self, app: ASGIApp, routes: RouteTable, metrics: Metrics, status: Status
-    ) -> None:
+    def __init__(self, app: ASGIApp, routes: RouteTable, metrics: Metrics, status: Status) -> None:
         """Wrap an application.
 
         Args:

@@ -4,7 +4,7 @@ import { lineChart } from "../charts.js";
 import { element } from "../elements.js";
 import { count, number } from "../format.js";
 
-const KEPT = 0.95; // of the running mean
+const KEPT = 0.9; // of the running mean
 
 export default {
   id: "loss",
