@@ -14,7 +14,7 @@ export function element(tag, properties = {}, ...children) {
 // A table whose rows are replaced: `columns` are names, `rows` lists of texts or elements.
 export function table(body, label, columns) {
   const rows = element("tbody");
-  const head = columns.map((name) => element("th", { scope: "col" }, name));
+  const head = columns.map((name) => element("th", { scope: "col" }, name || element("span", { class: "unseen" }, "as a bar")));
   const whole = element("table", { "aria-label": label },
     element("thead", {}, element("tr", {}, ...head)), rows);
   body.append(element("div", { class: "scroll", tabIndex: 0, role: "region", "aria-label": label }, whole));

@@ -40,7 +40,7 @@ export class Store {
     this.curvature.push(found);
     // all of the training stays in view: what is older, only ever more thinly
     if (this.curvature.length >= CURVATURES) {
-      this.curvature = this.curvature.filter((_, index, all) => (all.length - index) % 2);
+      this.curvature = this.curvature.filter((_, index, all) => index % 2 === 0 || index === all.length - 1);
     }
   }
 

@@ -96,5 +96,5 @@ class Observer:
             return
         self._history.append(found)
         if len(self._history) >= KEPT:
-            del self._history[-2::-2]
+            del self._history[1:-1:2]
         self._events.show("curvature", self._session, **found)

@@ -185,7 +185,7 @@ def test_every_control_and_picture_has_a_name(
         'region "Curvature"',
     ):
         assert f"- {named}" in tree, tree
-    assert re.search(r'- img "All layers at version \d+: median', tree)
+    assert re.search(r"- 'img \"All layers at version \d+: median", tree)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
