@@ -5,6 +5,10 @@ import { clock, number } from "./format.js";
 
 const PALETTE = 6;
 
+// what the x axis is divided by
+const SECONDS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600];
+const WHOLE = [1, 2, 5].flatMap((each) => [...Array(9)].map((_, power) => each * 10 ** power)).sort((a, b) => a - b);
+
 // Return `draw(data, names)`; data is [xs, ys, ...], names label the lines.
 //   time     x is seconds since 1970; otherwise a version
 //   log      the y axis is logarithmic
@@ -54,10 +58,10 @@ function described(options, names, log, width) {
   const range = log ? undefined : (_, low, high) => padded(low, high, from);
   return {
     width, height,
-    padding: [8, 12, 0, 0],
+    padding: [8, time ? 32 : 16, 0, 0],
     scales: { x: { time: false, range: xs }, y: { distr: log ? 3 : 1, range } },
     axes: [
-      { ...axis, values: x, space: 70, size: 30 },
+      { ...axis, values: x, space: 76, size: 30, incrs: time ? SECONDS : WHOLE },
       { ...axis, values: y, size: 64, space: log ? 24 : 34, ...(log && { filter: named, grid: { ...axis.grid, filter: named } }) },
     ],
     legend: { show: true, live: true },
@@ -83,8 +87,9 @@ const shortTime = (seconds) => new Date(1000 * seconds).toLocaleTimeString("en-G
 
 function padded(low, high, from) {
   if (low === null || high === null) return [0, 1];
+  if (from !== undefined) return [from, 1.08 * Math.max(high, from + 1)];
   const room = (high - low || Math.abs(high) || 1) * 0.08;
-  return [from === undefined ? low - room : Math.min(from, low), high + room];
+  return [low - room, high + room];
 }
 
 // Of a logarithmic axis only the powers of ten are named, and of many every second or third.

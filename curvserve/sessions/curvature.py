@@ -143,7 +143,7 @@ def _total(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     size = sum(layer["size"] for layer in known)
     if not size:
         return None
-    weights = [layer["size"] / size for layer in known]
+    weights: list[float] = [layer["size"] / size for layer in known]
     spreads = [layer["curvature"] for layer in known]
 
     def mean(values: Sequence[float]) -> float:
@@ -170,7 +170,7 @@ def _quantile(shares: Sequence[float], level: float) -> float:
         if share and passed + share >= level:
             return float(10 ** (LOW + STEP * (number + (level - passed) / share)))
         passed += share
-    return 10**HIGH
+    return float(10**HIGH)
 
 
 def _rounded(layer: Mapping[str, Any]) -> dict[str, Any]:
