@@ -7,8 +7,8 @@
 Parts: passes (gradient and a quantity, every contestant on every net), steps (a whole step, in
 process and over HTTP), memory (peak of a pass), growth (time over size), training (time while a net
 learns), page (a step while the page is open in a browser), plots (drawn from the JSON files that
-are in the folder). Each part prints its tables and writes them, and a JSON file. benchmarks.wire and
-benchmarks.layer_rules are commands of their own.
+are in the folder). Each part prints its tables and writes them, and a JSON file. benchmarks.wire
+and benchmarks.layer_rules are commands of their own.
 """
 
 import argparse

@@ -40,7 +40,7 @@ def run(*, steps: int, data_dir: Path | None, port: int, keep: bool) -> None:
             train(address, MODEL, data, steps)
         except (CurvserveError, FileNotFoundError) as error:
             raise DemoFailed(str(error)) from error
-        say(f"server: {address}")
+        say(f"server and page: {address}")
         if keep:
             say("the server stays up; Ctrl-C ends it")
             _wait(process)

@@ -17,6 +17,7 @@ from tests.server.process import serving
 
 BATCH = 64
 SECONDS = 25
+LR, DAMPING = 2e-4, 1e-3
 DESKTOP, PHONE = (1280, 900), (390, 844)
 
 
@@ -24,32 +25,33 @@ def main(folder: Path) -> None:
     """Train, look, and write the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     arguments = ("--model", "mnist_cnn", "--log-level", "error", "--data-dir", str(folder / "kept"))
-    with serving(*arguments) as server, running_browser() as browser:
-        with Client(server.address) as client:
-            rule = DiagGGN(lr=2e-4, damping=1e-3)
-            with client.create_session("mnist_cnn", "digits", rule=rule) as session:
-                address = f"{server.address}/#digits"
-                watching = shown(browser, address, DESKTOP, "light")
-                train(session, watching)
-                for (name, size), scheme in itertools.product(
-                    (("desktop", DESKTOP), ("phone", PHONE)), ("light", "dark")
-                ):
-                    shot(shown(browser, address, size, scheme), folder / f"{name}-{scheme}.png")
-                fail(session)
-                shot(shown(browser, address, DESKTOP, "light"), folder / "non-finite.png")
-            shot(
-                shown(browser, f"{server.address}/#mnist_cnn", DESKTOP, "light"),
-                folder / "empty.png",
-            )
-            page = shown(browser, f"{server.address}/docs", DESKTOP, "light")
-            page.locator("main > details").nth(0).click()
-            shot(page, folder / "docs.png")
+    with (
+        serving(*arguments) as server,
+        running_browser() as browser,
+        Client(server.address) as client,
+        client.create_session(
+            "mnist_cnn", "digits", rule=DiagGGN(lr=LR, damping=DAMPING)
+        ) as session,
+    ):
+        address = f"{server.address}/#digits"
+        train(session, shown(browser, address, DESKTOP, "light"))
+        sizes = {"desktop": DESKTOP, "phone": PHONE}
+        for name, scheme in itertools.product(sizes, ("light", "dark")):
+            page = shown(browser, address, sizes[name], scheme)
+            shot(page, folder / f"{name}-{scheme}.png")
+        fail(session)
+        shot(shown(browser, address, DESKTOP, "light"), folder / "non-finite.png")
+        empty = shown(browser, f"{server.address}/#mnist_cnn", DESKTOP, "light")
+        shot(empty, folder / "empty.png")
+        page = shown(browser, f"{server.address}/docs", DESKTOP, "light")
+        page.locator("main > details").nth(0).click()
+        shot(page, folder / "docs.png")
 
 
 def train(session: RemoteSession, page: Page) -> None:
     """Take steps for a while."""
     images, labels = load_digits("train")
-    optimizer = RemoteDiagGGNOptimizer(session.parameters(), lr=2e-4, damping=1e-3)
+    optimizer = RemoteDiagGGNOptimizer(session.parameters(), lr=LR, damping=DAMPING)
     generator = torch.Generator().manual_seed(0)
     began = page.evaluate("performance.now()")
     while page.evaluate("performance.now()") - began < 1000 * SECONDS:

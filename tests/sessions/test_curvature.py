@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from curvserve_client.rules import KFAC, SGD, DiagGGN, Quantities, Rule, RuleState, Sophia
-from torch import Tensor
+from torch import Tensor, nn
 
 from curvserve.sessions import curvature, steps
 from curvserve.sessions.curvature import HIGH, LOW, SAMPLE_EACH, STEP, SeenStep, diagonals, summary
-from tests.sessions.small import PLAIN, batch, begin
+from curvserve.sessions.replica import EAGER
+from tests.sessions.small import PLAIN, batch, begin, classifier
 
 
 def seen(
@@ -135,6 +136,23 @@ def test_every_rule_shows_the_curvature_that_it_divided_by(rule: Rule, parameter
     )
     assert (told["total"] is None) == (parameters == 0)
     assert [layer["name"] for layer in told["layers"]] == list(state.parameters)
+
+
+def test_what_a_step_hands_over_is_never_written_to_again() -> None:
+    wide = classifier(
+        "wide", lambda: nn.Sequential(nn.Linear(5, 600), nn.Linear(600, 600), nn.Linear(600, 5))
+    )
+    replica, state = begin(wide)  # a parameter above the size from which memory is used again
+    held: list[tuple[Tensor, Tensor]] = []
+
+    def hold(quantities: Quantities) -> None:
+        tensors = [*quantities["diag_ggn_mc"].values(), *state.parameters.values()]
+        held.extend((tensor, tensor.clone()) for tensor in tensors)
+
+    for _ in range(14):  # eager ones, and those of a program
+        state, _ = steps.step(replica, state, batch(), state.rule, hold)
+    assert replica.describe() != EAGER
+    assert all(torch.equal(tensor, copy) for tensor, copy in held)
 
 
 def test_kronecker_factors_are_shown_as_the_diagonal_of_their_product() -> None:
