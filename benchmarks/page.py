@@ -23,6 +23,9 @@ from tests.page.browser import running_browser
 from tests.server.process import serving
 
 BATCH, STEPS = 64, 40
+SETTLING = 10
+"""Steps of each turn that are not measured: the browser opens or closes a page meanwhile."""
+
 LIVE = "() => document.getElementById('connection').textContent === 'live'"
 MODEL = "mnist_cnn"
 
@@ -93,6 +96,8 @@ def timed(
         optimizer = RemoteDiagGGNOptimizer(session.parameters(), lr=1e-6)
 
         def measure(turns: Turns) -> None:
+            for _ in range(SETTLING):
+                optimizer.step_on(*batch)
             before, seconds = _cpu_seconds(http), []
             for _ in range(STEPS):
                 began = perf_counter()

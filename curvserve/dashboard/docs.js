@@ -85,18 +85,19 @@ function text(schema, components, seen = []) {
   return JSON.stringify(filled(schema, seen), null, 2);
 }
 
+const hash = (id) => `#${encodeURIComponent(id)}`;
+
 // Open the call that the address names.
 function open() {
-  const wanted = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (wanted?.tagName === "DETAILS") {
-    wanted.open = true;
-    wanted.scrollIntoView();
-  }
+  const wanted = [...place.querySelectorAll("details")].find(({ id }) => id && hash(id) === location.hash);
+  if (!wanted) return;
+  wanted.open = true;
+  wanted.scrollIntoView();
 }
 
 addEventListener("hashchange", open);
 place.addEventListener("toggle", ({ target }) => {
-  if (target.open && target.id) history.replaceState(null, "", `#${encodeURIComponent(target.id)}`);
+  if (target.open && target.id) history.replaceState(null, "", hash(target.id));
 }, true);
 key.whenGiven(begin);
 begin();

@@ -9,6 +9,7 @@ import { Stream } from "./stream.js";
 
 const REDRAW = 500; // milliseconds; faster than this nobody reads
 const DESCRIBED_AGAIN = 10_000;
+const LOADED_AGAIN = 2000; // where it did not succeed
 
 const api = (path) => new URL(`../v1/${path}`, import.meta.url);
 const at = (id) => document.getElementById(id);
@@ -50,8 +51,8 @@ async function begin() {
   const found = await read("sessions").catch(() => undefined);
   if (found) listSessions(found.sessions.map(({ name }) => name));
   if (found !== undefined) return;
-  connection("waiting", 2); // the server is not there yet
-  setTimeout(begin, 2000);
+  connection("waiting", LOADED_AGAIN / 1000); // the server is not there yet
+  setTimeout(begin, LOADED_AGAIN);
 }
 
 function listSessions(names) {
@@ -61,17 +62,17 @@ function listSessions(names) {
     picker.replaceChildren(...names.map((name) => element("option", { value: name }, name)));
   }
   picker.disabled = !names.length;
-  const wanted = decodeURIComponent(location.hash.slice(1));
+  const wanted = location.hash.slice(1); // names have no character that would be escaped
   const next = names.includes(wanted) ? wanted : names.includes(current) ? current : names[0];
   if (next !== undefined) picker.value = next;
   if (next !== current || !stream) watch(next);
 }
 
 at("session").addEventListener("change", (event) => {
-  location.hash = encodeURIComponent(event.target.value);
+  location.hash = event.target.value;
 });
 addEventListener("hashchange", () => {
-  const wanted = decodeURIComponent(location.hash.slice(1));
+  const wanted = location.hash.slice(1);
   if (wanted !== current && [...at("session").options].some(({ value }) => value === wanted)) {
     at("session").value = wanted;
     watch(wanted);
@@ -97,8 +98,11 @@ async function load() {
   const name = current;
   if (name === undefined) return;
   const path = `sessions/${encodeURIComponent(name)}`;
-  const [session, history] = await Promise.all([read(path), read(`${path}/history?after=${store.version}`)]);
-  if (name !== current || !session || !history) return;
+  const found = await Promise.all([read(path), read(`${path}/history?after=${store.version}`)]).catch(() => undefined);
+  if (name !== current) return;
+  if (found === undefined) return setTimeout(() => name === current && load(), LOADED_AGAIN);
+  const [session, history] = found;
+  if (!session || !history) return;
   store.session = session;
   store.addHistory(history);
   redraw();

@@ -60,7 +60,7 @@ def create_app(
     durability = Durability(open_store, executor.to_host, snapshot_every)
     sessions = Sessions(recipes, executor, durability, limits.queue)
     metrics, bodies = Metrics(sessions.list), Bodies(limits.bodies_bytes)
-    status = Status(sessions)
+    status = Status(sessions, keyed=keys is not None)
     context = Context(sessions, executor, durability, limits, {}, metrics, bodies, keys)
     app = FastAPI(
         title="curvserve",

@@ -25,13 +25,15 @@ QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 class Status:
     """Remembers the newest requests, and tells those who watch once a second how things are."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, *, keyed: bool) -> None:
         """Begin without requests.
 
         Args:
             sessions: what there is, and who tells those who watch.
+            keyed: whether clients have API keys: then they are told by these alone.
         """
         self._sessions = sessions
+        self._keyed = keyed
         self._started = round(time.time(), 3)
         self._recent: dict[str, deque[dict[str, float]]] = {}
         self._clients: OrderedDict[str, dict[str, float]] = OrderedDict()
@@ -86,7 +88,9 @@ class Status:
         }
 
     def _note_client(self, exchange: Exchange) -> None:
-        name = exchange.key or exchange.peer
+        name = exchange.key if self._keyed else exchange.peer
+        if name is None:
+            return
         seen = self._clients.setdefault(name, {"requests": 0})
         seen["requests"] += 1
         seen["last"] = round(time.time(), 3)

@@ -4,6 +4,7 @@ import itertools
 import re
 from pathlib import Path
 
+import httpx
 import pytest
 from curvserve_client import Client, RemoteSession, connect
 from curvserve_client.errors import NonFinite
@@ -301,7 +302,10 @@ def test_a_server_with_keys_asks_for_one_and_keeps_it_in_the_tab(
         page.fill("#key-value", key)
         page.keyboard.press("Enter")
         watched.until(LIVE)
-        watched.until("() => document.getElementById('clients').innerText.includes('page')")
+        watched.until("() => document.querySelector('#clients tbody tr')")
+        httpx.get(f"{guarded.address}/livez")  # without a key: its address is not told
+        watched.until("() => curvserve.status.clients[0].requests > 4")
+        assert page.locator("#clients tbody th").all_inner_texts() == ["page"]
         assert not page.is_visible("#key")
         assert page.evaluate("JSON.stringify(localStorage)") == "{}"
         assert all(key not in url for url in watched.requested)

@@ -444,7 +444,7 @@ def test_everything_that_happens_is_told_in_order() -> None:
     async def test(sessions: Sessions) -> None:
         events = sessions.events.watch()
         first = asyncio.ensure_future(anext(events))
-        await asyncio.sleep(0)  # it watches
+        await sessions.events.attended()
         session = await sessions.create("plain", name="s")
         await session.step(request(), some_batch, {})
         with pytest.raises(NonFinite):
