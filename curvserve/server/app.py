@@ -96,8 +96,8 @@ def _lifespan(
             context.ready = True
             async with _beside(status.tell()):
                 yield
-            await context.sessions.finish(context.limits.shutdown_seconds)
-            await context.sessions.close()
+                await context.sessions.finish(context.limits.shutdown_seconds)
+                await context.sessions.close()
         finally:
             context.ready = False
             context.hung = not context.executor.close(0)  # `finish` gave it its time

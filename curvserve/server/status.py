@@ -36,6 +36,7 @@ class Status:
         self._keyed = keyed
         self._started = round(time.time(), 3)
         self._recent: dict[str, deque[dict[str, float]]] = {}
+        self._latencies: dict[str, dict[str, dict[str, float]]] = {}  # of those without news
         self._clients: OrderedDict[str, dict[str, float]] = OrderedDict()
         self._depths: dict[str, int] = {}
 
@@ -48,6 +49,7 @@ class Status:
         if name is None or self._sessions.is_free(name):
             return
         self._recent.setdefault(name, deque(maxlen=RECENT)).append(exchange.milliseconds())
+        self._latencies.pop(name, None)
         depth = self._sessions.depth(name)
         self._depths[name] = max(depth, self._depths.get(name, 0))
 
@@ -64,6 +66,10 @@ class Status:
         sessions = self._sessions.list()
         names = {session.name for session in sessions}
         self._recent = {name: recent for name, recent in self._recent.items() if name in names}
+        self._latencies = {
+            name: self._latencies.get(name) or latency(recent)
+            for name, recent in self._recent.items()
+        }
         depths, self._depths = self._depths, {}
         now = round(time.time(), 3)
         return {
@@ -84,7 +90,7 @@ class Status:
             "durable_version": session.durable_version,
             "steps": session.state.steps,
             "depth": max(depth, session.depth),
-            "latency": latency(self._recent.get(session.name, ())),
+            "latency": self._latencies.get(session.name, {}),
         }
 
     def _note_client(self, exchange: Exchange) -> None:

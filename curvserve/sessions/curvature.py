@@ -30,6 +30,10 @@ _BINS = round((HIGH - LOW) / STEP)
 _EDGES = torch.tensor([10.0 ** (LOW + STEP * number) for number in range(1, _BINS)])
 
 
+Diagonal = Tensor | tuple[Tensor, Tensor]
+"""Of a parameter's shape; or those of Kronecker factors B and A: their outer product is it."""
+
+
 @dataclass(frozen=True, eq=False)
 class SeenStep:
     """A step as it is looked at: references to tensors that nobody writes to.
@@ -82,23 +86,30 @@ def summary(step: SeenStep) -> dict[str, Any]:
     }
 
 
-def diagonals(quantities: Quantities, memory: RuleState) -> dict[str, Tensor]:
-    """Return the diagonal of the curvature that a step divided by, parameter name -> tensor.
+def diagonals(quantities: Quantities, memory: RuleState) -> dict[str, Diagonal]:
+    """Return the diagonal of the curvature that a step divided by, parameter name -> diagonal.
 
-    Of Kronecker factors B and A it is the outer product of their diagonals, of a vector's block B
-    its diagonal. Empty for a rule without curvature.
+    What a rule remembers of it comes before what it read of the batch. Empty for a rule without
+    curvature.
     """
-    if "curvature" in memory.tensors:
-        return dict(memory.tensors["curvature"])
-    if "outer" in memory.tensors:
-        inner = memory.tensors.get("inner", {})
-        return {
-            name: torch.outer(b.diagonal(), inner[name].diagonal())
-            if name in inner
-            else b.diagonal()
-            for name, b in memory.tensors["outer"].items()
-        }
-    return dict(quantities.get("diag_ggn_mc", {}))
+    inner = memory.tensors.get("inner", {})
+    factors: dict[str, Diagonal] = {
+        name: (b.diagonal(), inner[name].diagonal()) if name in inner else b.diagonal()
+        for name, b in memory.tensors.get("outer", {}).items()
+    }
+    return {
+        **quantities.get("diag_ggn_mc", {}),
+        **memory.tensors.get("curvature", {}),
+        **factors,
+    }
+
+
+def _at(diagonal: Diagonal, places: Tensor) -> Tensor:
+    """Return some coordinates of a diagonal, numbered row by row."""
+    if isinstance(diagonal, Tensor):
+        return diagonal.take(places)
+    rows, columns = diagonal
+    return rows[places // len(columns)] * columns[places % len(columns)]
 
 
 def _sampled(step: SeenStep) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
@@ -112,7 +123,7 @@ def _sampled(step: SeenStep) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
         places = torch.linspace(0, size - 1, min(size, most), dtype=torch.float64).round().long()
         places = places.to(after.device)
         before, now = (tensor.take(places).cpu().float() for tensor in (step.before[name], after))
-        diagonal = known[name].take(places).cpu().float() if name in known else None
+        diagonal = _at(known[name], places).cpu().float() if name in known else None
         found[name] = before, now, diagonal
     return found
 

@@ -127,8 +127,6 @@ def test_every_rule_shows_the_curvature_that_it_divided_by(rule: Rule, parameter
         state, result = steps.step(replica, state, batch(), rule, found.append)
     shown = diagonals(found[0], state.rule_state)
     assert len(shown) == parameters
-    for name, diagonal in shown.items():
-        assert diagonal.numel() == state.parameters[name].numel() and bool((diagonal >= 0).all())
     told = curvature.summary(
         SeenStep(
             before.parameters, state.parameters, found[0], state.rule_state, result.to_dict(), 0.0
@@ -156,8 +154,13 @@ def test_what_a_step_hands_over_is_never_written_to_again() -> None:
 
 
 def test_kronecker_factors_are_shown_as_the_diagonal_of_their_product() -> None:
-    b, a = torch.rand(3, 3), torch.rand(2, 2)
+    b, a = torch.rand(30, 30), torch.rand(20, 20)
     memory = RuleState(tensors={"outer": {"w": b, "v": b}, "inner": {"w": a}})
-    shown = diagonals({}, memory)
-    assert torch.allclose(shown["w"].flatten(), torch.kron(b, a).diagonal())
-    assert torch.equal(shown["v"], b.diagonal())
+    before = {"w": torch.ones(30, 20), "v": torch.ones(30)}
+    answer = {"version": 1, "update": {"damping": 0.1}}
+    told = summary(SeenStep(before, before, {}, memory, answer, 0.0))
+    for layer, whole in zip(
+        told["layers"], (torch.kron(b, a).diagonal(), b.diagonal()), strict=True
+    ):
+        wanted = summary(seen({"p": whole}, damping=0.1))["layers"][0]["curvature"]
+        assert layer["curvature"] == wanted
