@@ -60,7 +60,7 @@ def test_the_server_stays_up_if_asked_until_ctrl_c() -> None:
     ) as process:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")
-        address = next(line for line in lines if line.startswith("server and page: ")).split()[1]
+        address = next(line for line in lines if line.startswith("server and page: ")).split()[-1]
         assert "Ctrl-C" in next(lines)
         assert httpx.get(f"{address}/v1/sessions/mnist_cnn").json()["version"] == 1
         process.send_signal(signal.SIGINT)
