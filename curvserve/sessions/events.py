@@ -146,6 +146,7 @@ class Events:
             self._attended.set()
         else:
             self._attended.clear()
+            self._readings.clear()  # old ones by the time that somebody comes again
 
     def _wake(self) -> None:
         news, self._news = self._news, asyncio.Event()

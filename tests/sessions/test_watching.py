@@ -73,6 +73,16 @@ def test_of_a_reading_only_the_newest_is_shown_and_none_is_replayed() -> None:
             ("curvature", None, 2),
             ("status", None, 2),
         ]
+        assert await told(events) == []  # nobody watched any more: they would be old
+
+    run(test)
+
+
+def test_the_readings_of_a_session_end_with_it() -> None:
+    async def test() -> None:
+        events = Events()
+        events.show("curvature", "s", version=1)
+        events.show("status", version=1)
         events.publish("deleted", session="s")
         assert [e.kind for e in await told(events)] == ["status"]
 
