@@ -26,6 +26,7 @@ $(READY): pyproject.toml client/pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("curvserve needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=/path/to/python")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./client --editable '.[test]'
+	@sh .ci/browser
 	@touch $@
 
 demo: $(READY)  ## serve mnist_cnn, train it over HTTP on handwritten digits, print what happens

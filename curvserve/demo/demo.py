@@ -50,7 +50,7 @@ def run(*, steps: int, data_dir: Path | None, port: int, keep: bool, as_json: bo
         tell(f"held-out accuracy {share:.1%} on {count} digits that it was not trained on")
         rate = f"{outcome.seconds:.1f} s: {steps / outcome.seconds:.1f} steps/s"
         tell(f"{steps} steps over HTTP in {rate}")
-        tell(f"server: {address}")
+        tell(f"server and page: {address}")
         if keep:
             tell("the server stays up; Ctrl-C ends it")
             _wait(process)

@@ -1,7 +1,9 @@
 """The application: routes over sessions over an executor."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Any
 
 import torch
 from fastapi import FastAPI
@@ -25,6 +27,7 @@ from .problems import handle_problems
 from .request_id import RequestId
 from .route_table import RouteTable
 from .routes import ROUTERS
+from .status import Status
 
 
 def create_app(
@@ -61,13 +64,14 @@ def create_app(
     durability = Durability(open_store, executor.to_host, snapshot_every)
     sessions = Sessions(recipes, executor, durability, limits.queue)
     metrics, bodies = Metrics(sessions.list, lambda: durability.folder), Bodies(limits.bodies_bytes)
+    status = Status(sessions, keyed=keys is not None)
     context = Context(sessions, executor, durability, limits, catalogue, metrics, bodies, keys)
     app = FastAPI(
         title="curvserve",
         version=__version__,
         docs_url=None,  # its pages load their parts from another host
         redoc_url=None,
-        lifespan=_lifespan(context),
+        lifespan=_lifespan(context, status),
         telemetry={"auto_configure": True} if telemetry is None else telemetry,
     )
     app.state.context = context
@@ -77,12 +81,14 @@ def create_app(
     document(app)
     if keys is not None:
         app.add_middleware(Access, keys=keys)
-    app.add_middleware(Observation, routes=RouteTable(app), metrics=metrics)
+    app.add_middleware(Observation, routes=RouteTable(app), metrics=metrics, status=status)
     app.add_middleware(RequestId)  # the last one added is the first to see a request
     return app
 
 
-def _lifespan(context: Context) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    context: Context, status: Status
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
@@ -92,13 +98,26 @@ def _lifespan(context: Context) -> Callable[[FastAPI], AbstractAsyncContextManag
                     await context.sessions.create(name, name=name)
             context.catalogue.begin()
             context.ready = True
-            yield
-            await context.sessions.finish(context.limits.shutdown_seconds)
-            await context.catalogue.finish(context.limits.shutdown_seconds)
-            await context.sessions.close()
+            async with _beside(status.tell()):
+                yield
+                await context.sessions.finish(context.limits.shutdown_seconds)
+                await context.catalogue.finish(context.limits.shutdown_seconds)
+                await context.sessions.close()
         finally:
             context.ready = False
             context.hung = not context.executor.close(0)  # `finish` gave it its time
             context.durability.close()
 
     return lifespan
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run endless work beside a block; what it fails with is raised at the end of it."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

@@ -17,6 +17,7 @@ class Exchange:
         method: the request's method.
         path: the request's path, as the caller wrote it.
         call: what it asks for.
+        peer: the address that it came from.
         phases: where its time goes.
         started: when it began, on the clock of `perf_counter`.
         key: the name of the API key that it came with.
@@ -29,6 +30,7 @@ class Exchange:
     method: str
     path: str
     call: Call
+    peer: str
     phases: Phases = field(default_factory=Phases)
     started: float = field(default_factory=perf_counter)
     key: str | None = None

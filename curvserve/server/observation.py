@@ -15,8 +15,12 @@ from .exchange import Exchange
 from .metrics import Metrics
 from .problems import problem_answer
 from .route_table import NO_ROUTE, OPEN, RouteTable
+from .status import Status
 
 _LOG = logging.getLogger("curvserve.access")
+
+LOCAL = "Unix socket"
+"""What a peer without an address is called."""
 
 
 class Observation:
@@ -26,24 +30,27 @@ class Observation:
     then goes on to the server's log.
     """
 
-    def __init__(self, app: ASGIApp, routes: RouteTable, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, routes: RouteTable, metrics: Metrics, status: Status) -> None:
         """Wrap an application.
 
         Args:
             app: what is observed.
             routes: its routes.
             metrics: what is counted.
+            status: what is told to those who watch.
         """
         self._app = app
         self._routes = routes
         self._metrics = metrics
+        self._status = status
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope["method"], scope["path"], self._routes.find(scope))
+        peer = (scope["client"] or (LOCAL,))[0]
+        exchange = Exchange(scope["method"], scope["path"], self._routes.find(scope), peer)
         scope["state"]["exchange"] = exchange
         phases.current.set(exchange.phases)
         receive = _counting(exchange, receive)
@@ -57,6 +64,7 @@ class Observation:
                 raise
             finally:
                 self._metrics.observe(exchange)
+                self._status.observe(exchange)
                 _log(exchange)
 
 

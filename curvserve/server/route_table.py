@@ -18,6 +18,9 @@ OPEN = None
 _SESSION = "/v1/sessions/{name}"
 
 SCOPES: Mapping[str, Scope | None] = {
+    "GET /": OPEN,  # the page asks for a key itself, and with it for what it shows
+    "GET /docs": OPEN,
+    "GET /page/{path:path}": OPEN,
     "GET /livez": OPEN,
     "GET /readyz": OPEN,
     "GET /metrics": Scope.READ,

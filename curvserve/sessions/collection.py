@@ -26,6 +26,7 @@ from .durability import Durability
 from .events import Events
 from .executor import Executor
 from .machine import Machine, Receipt
+from .observer import Observer, make_thread
 from .recovery import CannotRecover, Recovery
 from .session import Session
 from .snapshots import state_of, without_rule_state
@@ -65,6 +66,7 @@ class Sessions:
         self._executor = executor
         self._durability = durability
         self._queue = queue
+        self._observing = make_thread()
         self._sessions: dict[str, Session] = {}
         self._reserved: set[str] = set()
         self._draining = False
@@ -158,6 +160,10 @@ class Sessions:
             raise UnknownSession(f"no session is called {name!r}")
         return self._sessions[name]
 
+    def depth(self, name: str) -> int:
+        """Return how many requests of a session wait or are being computed; 0 where it is none."""
+        return self._sessions[name].depth if name in self._sessions else 0
+
     def is_free(self, name: str) -> bool:
         """Tell whether no session has a name, served or kept."""
         return name not in self._sessions and name not in self._reserved
@@ -202,6 +208,7 @@ class Sessions:
         for session in sessions:
             session.withdraw()
         self.events.close()
+        await asyncio.to_thread(self._observing.shutdown)
 
     async def close(self) -> None:
         """Keep the last state of every session in a snapshot."""
@@ -269,6 +276,7 @@ class Sessions:
             self._executor,
             self._durability,
             self.events,
+            Observer(record.name, self.events, self._observing),
             problems,
             history,
         )

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
-from curvserve_client.rules import Rule, RuleGroup
+from curvserve_client.rules import Quantities, Rule, RuleGroup
 from curvserve_client.types import (
     CurvatureResult,
     EvaluateResult,
@@ -59,9 +59,17 @@ class Executor(Protocol):
         ...
 
     async def step(
-        self, state: SessionState, batch: Tensors, rule: Rule
+        self,
+        state: SessionState,
+        batch: Tensors,
+        rule: Rule,
+        see: Callable[[Quantities], None] | None = None,
     ) -> tuple[SessionState, StepResult]:
-        """Return the state after one step, and what the step did."""
+        """Return the state after one step, and what the step did.
+
+        Somebody who wants to see the quantities of the batch gives `see`. Where they are not in
+        this process it need not be called.
+        """
         ...
 
     async def forward_backward(
@@ -149,10 +157,14 @@ class InlineExecutor:
         return await self._on_replica(jobs.curvature, state, batch, quantities, mc_samples)
 
     async def step(
-        self, state: SessionState, batch: Tensors, rule: Rule
+        self,
+        state: SessionState,
+        batch: Tensors,
+        rule: Rule,
+        see: Callable[[Quantities], None] | None = None,
     ) -> tuple[SessionState, StepResult]:
         """See `Executor`."""
-        return await self._on_replica(steps.step, state, batch, rule)
+        return await self._on_replica(steps.step, state, batch, rule, see)
 
     async def forward_backward(
         self,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from curvserve_client.errors import CheckpointExists, Overloaded, ProblemError, StorageFailed
-from curvserve_client.rules import override_rule, rule_options
+from curvserve_client.rules import Quantities, override_rule, rule_options
 from curvserve_client.types import CurvatureResult, EvaluateResult, ParameterSpec, SessionInfo
 from curvserve_client.wire import encode
 
@@ -18,10 +18,12 @@ from .. import phases
 from ..failpoints import reached
 from ..models import Model
 from .attendance import Attendance, Caller, Request
+from .curvature import SeenStep
 from .durability import Durability
 from .events import Events
 from .executor import Executor
 from .machine import Expectation, Kind, Machine, Receipt, Ticket
+from .observer import Observer
 from .pending import Pending, Reduction
 from .state import SessionState, Tensors
 from .steps import rule_groups
@@ -39,6 +41,9 @@ T = TypeVar("T")
 HISTORY = 4096
 """Steps that `history` can tell of."""
 
+FAILURES = 256
+"""Failed changes that `failures` can tell of."""
+
 
 @dataclass(frozen=True)
 class _Outcome:
@@ -50,6 +55,7 @@ class _Outcome:
         batches: what a replay needs beside the options, in the order of use.
         options: what the request said beside its batches.
         pending: the pending gradient after it.
+        seen: what it read of its batch, where somebody wants to look at it.
     """
 
     state: SessionState
@@ -57,6 +63,7 @@ class _Outcome:
     batches: Sequence[BatchRef] = ()
     options: Mapping[str, Any] | None = None
     pending: Pending | None = None
+    seen: Quantities | None = None
 
 
 class Session:
@@ -82,6 +89,7 @@ class Session:
         executor: Executor,
         durability: Durability,
         events: Events,
+        observer: Observer,
         problems: Sequence[str] = (),
         history: Iterable[dict[str, Any]] = (),
     ) -> None:
@@ -95,6 +103,7 @@ class Session:
             executor: who computes.
             durability: who stores.
             events: who tells those who watch.
+            observer: who looks at its steps for them.
             problems: what was found damaged or different at recovery.
             history: what was answered to earlier steps, the oldest first.
         """
@@ -106,11 +115,13 @@ class Session:
         self._executor = executor
         self._durability = durability
         self._events = events
+        self._observer = observer
         self._attendance = Attendance(record.name, machine)
         self._turn = asyncio.Lock()
         self._pending: Pending | None = None
         self._seconds = 0.0
         self._history: deque[dict[str, Any]] = deque(history, maxlen=HISTORY)
+        self._failures: deque[dict[str, Any]] = deque(maxlen=FAILURES)
 
     @property
     def name(self) -> str:
@@ -150,6 +161,17 @@ class Session:
     def history(self, after: int = -1) -> list[dict[str, Any]]:
         """Return what is known of the steps behind a version, the oldest first."""
         return [step for step in self._history if step["version"] > after]
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Return the changes that this process began and did not apply, the oldest first."""
+        return list(self._failures)
+
+    def seen_curvature(self, after: int = -1) -> list[dict[str, Any]]:
+        """Return what was seen of the curvature behind a version, the oldest first.
+
+        While nobody watches nothing is looked at. See `curvature.summary`.
+        """
+        return self._observer.history(after)
 
     def check_capacity(self) -> None:
         """Refuse early what would be refused once its body is here.
@@ -217,10 +239,13 @@ class Session:
         async def compute(state: SessionState) -> _Outcome:
             rule = override_rule(state.rule, options)
             tensors = await batch()
+            seen: list[Quantities] = []
+            see = seen.append if self._observer.is_due() else None
             (after, result), ref = await asyncio.gather(
-                self._executor.step(state, tensors, rule), self._write(tensors)
+                self._executor.step(state, tensors, rule, see), self._write(tensors)
             )
-            return _Outcome(after, result.to_dict(), [ref], {"options": dict(options)})
+            said = {"options": dict(options)}
+            return _Outcome(after, result.to_dict(), [ref], said, seen=next(iter(seen), None))
 
         return await self._change(Kind.STEP, request, compute)
 
@@ -292,7 +317,8 @@ class Session:
                 "groups": groups,
                 "reduction": present.reduction,
             }
-            return _Outcome(after, result.to_dict(), present.batches, said)
+            seen = present.quantities if self._observer.is_due() else None
+            return _Outcome(after, result.to_dict(), present.batches, said, seen=seen)
 
         named = None if batches is None else tuple(batches)
         return await self._change(Kind.OPTIM_STEP, request, compute, pending=pending, batches=named)
@@ -353,6 +379,7 @@ class Session:
     async def delete(self) -> None:
         """End the session at once; a change under way is not applied any more."""
         self._machine.delete()
+        self._observer.close()
         await self._durability.delete(self.name)
         self._publish("deleted")
 
@@ -440,10 +467,12 @@ class Session:
         if ticket.kind is not Kind.ACCUMULATE:
             await self._make_durable(ticket, outcome, receipt)
         reached("before_swap")
-        self.state, self._pending = outcome.state, outcome.pending
+        before, self.state, self._pending = self.state, outcome.state, outcome.pending
         self._machine.commit(ticket, receipt)
         reached("after_swap")
         self._note(ticket, receipt, time.perf_counter() - began)
+        if outcome.seen is not None:
+            self._show(before, outcome, outcome.seen)
         return receipt
 
     async def _make_durable(self, ticket: Ticket, outcome: _Outcome, receipt: Receipt) -> None:
@@ -463,7 +492,9 @@ class Session:
 
     async def _failed(self, ticket: Ticket, error: ProblemError) -> None:
         """Note a change that was begun and changed nothing."""
-        self._publish("failed", code=error.code, version=self.state.version)
+        failure = {"code": error.code, "version": self.state.version, "time": _now()}
+        self._failures.append(failure)
+        self._publish("failed", **failure)
         if ticket.kind is Kind.ACCUMULATE:
             return
         problem = {"code": error.code, "detail": error.detail}
@@ -475,11 +506,25 @@ class Session:
     def _note(self, ticket: Ticket, receipt: Receipt, seconds: float) -> None:
         self._seconds = seconds if not self._seconds else 0.9 * self._seconds + 0.1 * seconds
         if ticket.kind in (Kind.STEP, Kind.OPTIM_STEP):
-            step = {**receipt.answer, "time": round(time.time(), 3)}
+            step = {**receipt.answer, "time": _now()}
             self._history.append(step)
             self._publish("step", **step)
         elif ticket.kind is Kind.LOAD:
             self._publish("loaded", version=receipt.version)
+
+    def _show(self, before: SessionState, outcome: _Outcome, quantities: Quantities) -> None:
+        """Let those who watch see a step; the tensors are handed over, not looked at here."""
+        after = outcome.state
+        self._observer.look(
+            SeenStep(
+                before.parameters,
+                after.parameters,
+                quantities,
+                after.rule_state,
+                outcome.answer,
+                _now(),
+            )
+        )
 
     def _publish(self, kind: str, **members: Any) -> None:
         self._events.publish(kind, session=self.name, **members)
@@ -487,3 +532,7 @@ class Session:
     async def _write(self, tensors: Tensors) -> BatchRef:
         """Write a batch beside the computation; what is not committed later is never read."""
         return await self._durability.append(self.name, encode(tensors))
+
+
+def _now() -> float:
+    return round(time.time(), 3)

@@ -5,13 +5,14 @@ A step returns the next state, and raises before there is one. It is one call, o
 or event loops.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from curvserve_client.errors import InvalidRequest, InvalidRule
 from curvserve_client.rules import (
     LossAt,
+    Quantities,
     Rule,
     RuleGroup,
     RuleState,
@@ -31,7 +32,11 @@ from .state import SessionState, Tensors
 
 
 def step(
-    replica: Replica, state: SessionState, batch: Tensors, rule: Rule
+    replica: Replica,
+    state: SessionState,
+    batch: Tensors,
+    rule: Rule,
+    see: Callable[[Quantities], None] | None = None,
 ) -> tuple[SessionState, StepResult]:
     """Return the state after one step of a rule on one batch, and what the step did.
 
@@ -40,6 +45,7 @@ def step(
         state: the version to step from.
         batch: `inputs` and `targets` in host memory, their layout checked.
         rule: how quantities become a step; for this step only.
+        see: is given what was computed of the batch, on the device; nobody writes to it.
 
     Raises:
         InvalidBatch: a value that is not finite or out of range.
@@ -56,6 +62,8 @@ def step(
         def loss_at(parameters: Tensors) -> float:
             return jobs.loss_at(replica, state, parameters, batch)
 
+        if see is not None:
+            see(found.quantities)
         pending = Pending(found.quantities, found.loss, metrics, len(batch["inputs"]))
         whole = [RuleGroup(tuple(state.parameters), rule)]
         return _applied(state, pending, whole, loss_at, replica.buffers())

@@ -42,7 +42,7 @@ def test_a_hundred_steps_reach_85_percent_and_print_what_the_readme_shows() -> N
     assert numbers == [(number, 100) for number in range(1, 101)]
     assert held_out(accuracy)[0] > 85 and held_out(accuracy)[1] == 297
     assert re.fullmatch(r"100 steps over HTTP in [\d.]+ s: [\d.]+ steps/s", speed)
-    assert server == f"server: {address}"
+    assert server == f"server and page: {address}"
 
 
 def test_real_mnist_is_trained_from_where_a_folder_holds_it(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_the_server_stays_up_if_asked_until_ctrl_c() -> None:
     ) as process:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")
-        address = next(line for line in lines if line.startswith("server: ")).split()[1]
+        address = next(line for line in lines if line.startswith("server and page: ")).split()[-1]
         assert "Ctrl-C" in next(lines)
         assert httpx.get(f"{address}/v1/sessions/mnist_cnn").json()["version"] == 1
         process.send_signal(signal.SIGINT)

@@ -19,7 +19,7 @@ from curvserve.server.route_table import RouteTable
 from tests.server.api import code
 from tests.server.process import PATIENCE, Server, serving
 
-OPEN = {"GET /livez", "GET /readyz"}
+OPEN = {"GET /livez", "GET /readyz", "GET /", "GET /docs", "GET /page/{path:path}"}
 KEYS = {scope: new_key(scope, [scope]) for scope in SCOPES}
 
 
@@ -67,6 +67,7 @@ def caller(guarded: Server) -> Iterator[httpx.Client]:
 def call(caller: httpx.Client, route: str, authorization: str | None) -> httpx.Response:
     method, path = route.split()
     target = path.replace("{model}", "mnist_cnn").replace("{name}", "no-such-session")
+    target = target.replace("{path:path}", "main.js")
     headers = {} if authorization is None else {"authorization": authorization}
     with caller.stream(method, target, headers=headers) as answer:
         if answer.headers.get("content-type", "").startswith("text/event-stream"):
@@ -115,9 +116,8 @@ def test_an_open_route_asks_for_nothing(caller: httpx.Client, route: str) -> Non
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
-        "/docs",
-        "//livez",
+        "/%2flivez",
+        "/page",
         "/livez/x",
         "/v1/models/",
         "/v1/%2e%2e/livez",

@@ -150,7 +150,7 @@ def test_buckets_reach_from_a_probe_to_the_longest_wait() -> None:
 
 def test_two_applications_in_one_process_count_apart() -> None:
     busy, idle = Metrics(list), Metrics(list)
-    busy.observe(Exchange("GET", "/", NO_ROUTE, status=404, problem="not_found"))
+    busy.observe(Exchange("GET", "/", NO_ROUTE, "::1", status=404, problem="not_found"))
     line = 'curvserve_requests_total{method="GET",route="unmatched",status="404"} 1.0'
     assert line in busy.exposition().decode()
     assert line not in idle.exposition().decode()

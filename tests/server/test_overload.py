@@ -173,14 +173,15 @@ def test_a_session_that_is_deleted_while_its_step_computes_is_gone_at_once() -> 
 
 
 def events(stream: httpx.Response) -> Iterator[tuple[int, str, dict[str, object]]]:
-    """Yield number, kind and members of server-sent events."""
+    """Yield number, kind and members of server-sent events; readings have no number."""
     fields: dict[str, str] = {}
     for line in stream.iter_lines():
         name, _, value = line.partition(": ")
         if line:
             fields[name] = value
-        elif "event" in fields:
-            yield int(fields["id"]), fields["event"], json.loads(fields["data"])
+        else:
+            if "id" in fields:
+                yield int(fields["id"]), fields["event"], json.loads(fields["data"])
             fields = {}
 
 
@@ -189,11 +190,13 @@ def test_events_are_told_as_they_happen_and_again_on_request_and_end_with_the_se
         http = gated.session.http
         with http.stream("GET", "/v1/events", headers={"last-event-id": "0"}) as stream:
             told = events(stream)
-            assert next(told)[:2] == (1, "created")
+            first, kind, _ = next(told)
+            assert kind == "created"
             with open_gate(gated):
                 gated.session.send("step", body(BATCH))
             number, kind, members = next(told)
-            assert (number, kind, members["session"], members["version"]) == (2, "step", "gated", 1)
+            assert (number, kind) == (first + 1, "step")
+            assert (members["session"], members["version"]) == ("gated", 1)
             gated.server.process.terminate()
             assert list(told) == []
         assert gated.server.process.wait(PATIENCE) == 0

@@ -10,6 +10,7 @@ from . import (
     history,
     metrics,
     models,
+    page,
     parameters,
     probes,
     sessions,
@@ -26,5 +27,6 @@ ROUTERS: tuple[APIRouter, ...] = (
     checkpoints.router,
     history.router,
     backup.router,
+    page.router,
 )
 """Every router of the application."""

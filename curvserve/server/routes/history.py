@@ -1,5 +1,6 @@
 """What has happened, and what happens: the steps of a session, and a live stream of events."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -23,8 +24,18 @@ router = APIRouter(tags=["history"])
     responses=problems("unknown_session", "invalid_request"),
 )
 async def history(session: InSession, after: Annotated[int, Query(ge=-1)] = -1) -> Response:
-    """Return loss, metrics and what the rule told of the steps behind a version."""
-    return json_answer({"steps": session.history(after)}, session.state.version)
+    """Return what is known of the steps behind a version.
+
+    `steps` have loss, metrics and what the rule told; `failed` are the changes that were not
+    applied since the server's start; `curvature` is what was seen while somebody watched.
+    """
+    document = {
+        "steps": session.history(after),
+        "failed": session.failures(),
+        "curvature": session.seen_curvature(after),
+    }
+    # thousands of steps: not on the event loop
+    return await asyncio.to_thread(json_answer, document, session.state.version)
 
 
 async def _last_seen(last_event_id: Annotated[str | None, Header()] = None) -> int | None:
@@ -43,13 +54,18 @@ async def _last_seen(last_event_id: Annotated[str | None, Header()] = None) -> i
     responses=problems("invalid_request"),
 )
 async def events(
-    context: InContext, last_seen: Annotated[int | None, Depends(_last_seen)]
+    context: InContext,
+    last_seen: Annotated[int | None, Depends(_last_seen)],
+    session: Annotated[str | None, Query(max_length=64)] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream server-sent events; with Last-Event-ID, those that were missed come first.
 
     The kinds are `step`, `failed`, `created`, `deleted`, `loaded` and `checkpoint`; each has the
-    member `session`.
+    member `session`. `missed` says that some are forgotten: read the history. The newest `status`
+    of the server and `curvature` of a session come without an id and are not replayed. With
+    `session`, the steps, failures and curvature of others are left out.
     """
-    async with aclosing(context.sessions.events.watch(last_seen)) as found:
+    async with aclosing(context.sessions.events.watch(last_seen, session)) as found:
         async for event in found:
-            yield ServerSentEvent(data=dict(event.members), event=event.kind, id=str(event.number))
+            number = None if event.number is None else str(event.number)
+            yield ServerSentEvent(raw_data=event.text, event=event.kind, id=number)
