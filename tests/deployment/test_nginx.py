@@ -118,8 +118,9 @@ def test_events_arrive_when_they_happen(proxy: httpx.Client) -> None:
         with proxy.stream("GET", "/v1/events") as events:
             lines = (line for line in events.iter_lines() if line.startswith("data:"))
             session.step(batch["inputs"], batch["targets"])
-            told = json.loads(next(line for line in lines if session.name in line)[5:])
-        assert told["session"] == session.name
+            told = (json.loads(line[5:]) for line in lines)
+            step = next(each for each in told if each.get("session") == session.name)
+        assert step["version"] == 1
         client.delete_session(session.name)
 
 

@@ -45,9 +45,9 @@ class Watched:
 Opened = Callable[..., Watched]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The browser."""
+    """The browser; of this file alone, as Playwright keeps an event loop running meanwhile."""
     try:
         with running_browser() as running:
             yield running
@@ -92,7 +92,7 @@ def opened(browser: Browser) -> Iterator[Opened]:
         assert hosts <= LOOPBACK
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """A server for all of them."""
     with serving("--model", "mnist_cnn", "--log-level", "error") as running:

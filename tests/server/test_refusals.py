@@ -179,7 +179,7 @@ def test_a_wrong_wish_for_a_session(
         ("GET", "/v1/sessions/nobody/parameters", "unknown_session"),
         ("GET", "/v2/models", "not_found"),
         ("PATCH", "/v1/models", "method_not_allowed"),
-        ("GET", "/docs", "not_found"),
+        ("GET", "/redoc", "not_found"),
     ],
 )
 def test_a_wrong_address(http: httpx.Client, method: str, path: str, expected: str) -> None:
