@@ -304,6 +304,8 @@ def test_a_server_with_keys_asks_for_one_and_keeps_it_in_the_tab(
         watched.until(LIVE)
         watched.until("() => document.querySelector('#clients tbody tr')")
         httpx.get(f"{guarded.address}/livez")  # without a key: its address is not told
+        for _ in range(5):
+            httpx.get(f"{guarded.address}/v1/models", headers={"Authorization": f"Bearer {key}"})
         watched.until("() => curvserve.status.clients[0].requests > 4")
         assert page.locator("#clients tbody th").all_inner_texts() == ["page"]
         assert not page.is_visible("#key")
