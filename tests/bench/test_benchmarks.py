@@ -72,7 +72,8 @@ def test_the_peak_of_a_pass_holds_what_it_returns() -> None:
     rows = peak(case, "BatchGrad", "evaluate", cpu)
     diagonal = peak(case, "DiagGGNMC", "evaluate", cpu)
     assert rows is not None and diagonal is not None
-    assert 33 * own < rows < 66 * own and 0.5 * own < diagonal < 10 * own
+    # 32 rows and a gradient; a little lies in memory that the process had left over
+    assert 31 * own < rows < 66 * own and 0.5 * own < diagonal < 10 * own
     assert peak(case, "KFAC", "torch.func", cpu) is None
 
 
@@ -90,4 +91,4 @@ def test_every_axis_grows_and_every_net_is_what_its_name_says() -> None:
     )
     nets = {"mnist_cnn", "3c3d", "all_cnn_c", "resnet18", "resnet18_cifar", "mlp", "transformer"}
     assert {case.name for case in CASES} == nets
-    assert list(PARTS) == ["passes", "steps", "memory", "growth", "training"]
+    assert list(PARTS) == ["passes", "steps", "memory", "growth", "training", "page"]

@@ -1,6 +1,5 @@
 """Several clients take one step together."""
 
-import multiprocessing
 import threading
 from collections.abc import Iterator
 
@@ -15,6 +14,8 @@ from curvserve_client import (
     connect,
 )
 from torch import Tensor
+
+from tests.server.process import forkserver
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -74,7 +75,7 @@ def test_a_joined_step_is_that_of_the_whole_batch(
 def test_processes_feed_one_session(
     server_url: str, session: RemoteSession, batches: Batches
 ) -> None:
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
+    with forkserver().Pool(3) as pool:
         given = [
             (server_url, session.name, rank, part, 4) for rank, part in enumerate(parts(batches))
         ]
@@ -88,7 +89,7 @@ def test_a_client_that_starts_again_counts_once(
     first, *others = parts(batches)
     for _ in range(2):
         with (
-            connect(server_url, session=plain.name, run="rank-0", timeout=0.3) as alone,
+            connect(server_url, session=plain.name, run="rank-0", timeout=1.5) as alone,
             pytest.raises(NothingPending, match="1"),
         ):
             alone.joined_step(*first, clients=3)

@@ -35,6 +35,7 @@ def address() -> Iterator[str]:
 CLIENT = ROOT / "docs" / "client.md"
 MODELS = ROOT / "docs" / "models.md"  # followed in test_models_page.py
 WHOLE = (PAGE, CLIENT, MODELS)  # their blocks stand on those before
+SHELL = [CLIENT.with_name(name) for name in ("getting-started.md", "wire.md")]
 
 
 def batches(count: int) -> list[tuple[Tensor, Tensor]]:
@@ -54,7 +55,7 @@ def test_a_python_block_runs(block: Block, address: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the pages use curl, and there is none")
-@pytest.mark.parametrize("page", sorted({b.page for b in blocks("bash")}), ids=lambda p: p.name)
+@pytest.mark.parametrize("page", SHELL, ids=lambda page: page.name)
 def test_the_shell_of_a_page_runs_from_top_to_bottom(
     page: Path, address: str, tmp_path: Path
 ) -> None:

@@ -52,10 +52,9 @@ def version(watched: Watched) -> int:
     return int(found[1].replace(",", "")) if found else 0
 
 
-def versions(watched: Watched) -> list[int]:
-    """The versions of the steps that the page knows."""
-    found: list[int] = watched.page.evaluate("curvserve.steps.map(({version}) => version)")
-    return found
+def knows(watched: Watched, versions: list[int]) -> None:
+    """Wait until the page knows these steps, and no others."""
+    watched.until("(all) => `${curvserve.steps.map((s) => s.version)}` === `${all}`", versions)
 
 
 def step_that_overflows(session: RemoteSession) -> None:
@@ -107,7 +106,7 @@ def test_a_page_that_is_opened_late_has_the_past_at_once(
     late = opened(address)
     late.until("(known) => curvserve.version === known", session.version)
     late.until("() => document.getElementById('layers-reading').textContent.includes('layers')")
-    assert versions(late) == list(range(1, session.version + 1))
+    knows(late, list(range(1, session.version + 1)))
     assert late.page.evaluate("curvserve.curvature[0].version") > 2
 
 
@@ -254,7 +253,7 @@ def test_steps_that_were_missed_while_the_wire_was_cut_are_replayed(
         watched.until("(known) => curvserve.version === known", session.version)
         watched.until(LIVE)
         assert "last-event-id" in watched.headers[-1]
-        assert versions(watched) == [1, 2, 3, 4, 5]
+        knows(watched, [1, 2, 3, 4, 5])
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -278,7 +277,7 @@ def test_a_server_that_was_killed_and_started_again_is_found_again(
         now = [1, 2, 3, 4] if kept else [1]
         watched.until("(now) => curvserve.version === now.at(-1)", now)
         watched.until(LIVE)
-        assert versions(watched) == now
+        knows(watched, now)
 
 
 def test_a_server_with_keys_asks_for_one_and_keeps_it_in_the_tab(

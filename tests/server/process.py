@@ -120,13 +120,13 @@ def _started(
 def _forked(
     arguments: Sequence[str], environment: Mapping[str, str], *, log: bool
 ) -> Iterator[Process]:
-    stdout, out = _context().Pipe(duplex=False)
+    stdout, out = forkserver().Pipe(duplex=False)
     # not the error output that the process had that it is forked from
     stderr, err = (
-        _context().Pipe(duplex=False) if log else (None, Connection(os.dup(2), readable=False))
+        forkserver().Pipe(duplex=False) if log else (None, Connection(os.dup(2), readable=False))
     )
     given = (list(arguments), {**os.environ, **environment}, out, err)
-    child = _context().Process(target=_serve, args=given, daemon=True)
+    child = forkserver().Process(target=_serve, args=given, daemon=True)
     child.start()
     out.close()
     err.close()
@@ -167,7 +167,8 @@ class _Forked:
 
 
 @cache
-def _context() -> ForkServerContext:
+def forkserver() -> ForkServerContext:
+    """Where processes are forked that have imported everything already."""
     context = get_context("forkserver")
     context.set_forkserver_preload(IMPORTS)
     return context
