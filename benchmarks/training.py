@@ -19,7 +19,7 @@ from curvserve.bench import CONTESTANTS, Case, about, aligned, check, number, ti
 from curvserve.engine import evaluate
 from curvserve.models.mnist_cnn import network
 
-NAMES = ("gradient", "evaluate", "BackPACK", "BackPACK, channels_last")
+NAMES = ("gradient", "evaluate", "compiled", "BackPACK", "BackPACK, channels_last")
 STOPS = (0, 5, 10, 20, 40, 80, 160)
 BATCH = 64
 SECONDS = 3.0
@@ -51,7 +51,7 @@ def part(options: Options) -> Iterator[Result]:
         start = step * BATCH % (len(inputs) - BATCH)
         batch = inputs[start : start + BATCH], labels[start : start + BATCH]
         _step(net, evaluate(net, loss, *batch, seed=step).quantities)
-    head = ["step", "mean p(label)", *NAMES, "evaluate/BackPACK", "evaluate/gradient", "off"]
+    head = ["step", "mean p(label)", *NAMES, "compiled/BackPACK", "compiled/gradient", "off"]
     threads = options.threads[0]
     table = aligned(head, [_cells(point) for point in points])
     lines = [f"Milliseconds, CPU threads: {threads}", "", *table, ""]
@@ -79,7 +79,7 @@ def _p_label(net: nn.Module) -> float:
 
 def _cells(point: dict) -> list[str]:
     times = point["times"]
-    ratios = [times["evaluate"] / times[name] for name in ("BackPACK", "gradient")]
+    ratios = [times["compiled"] / times[name] for name in ("BackPACK", "gradient")]
     return [
         str(point["step"]),
         number(point["p_label"]),
