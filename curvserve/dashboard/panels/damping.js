@@ -11,7 +11,7 @@ export default {
   width: "third",
   create(body) {
     const figure = element("p", { class: "figure" });
-    const share = element("div");
+    const share = element("div", { class: "share" });
     body.append(figure, element("p", { class: "hint" }, "of the coordinates are below the damping"), share);
     const draw = lineChart(body, { log: true, dashed: [3], colours: [5, 0, 2, 1], height: 220 });
     return ({ curvature }) => {
