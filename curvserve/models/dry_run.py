@@ -69,7 +69,7 @@ def outputs_of(name: str, network: nn.Module, inputs: Tensor) -> Tensor:
     said = f"model {name!r}: a batch {list(inputs.shape)} of made-up inputs"
     try:
         outputs = network(inputs)
-    except Exception as error:
+    except Exception as error:  # whatever an author's code raises
         raise ModelUnfit(f"{said} fails: {in_a_line(error)}") from error
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
         kind = outputs.dtype if isinstance(outputs, Tensor) else type(outputs).__name__

@@ -41,7 +41,7 @@ def model_of(text: str) -> Model:
     Raises:
         ModelNotFound: torchvision has no such classification model, or an option is unknown.
     """
-    from torchvision import models  # type: ignore[import-untyped]
+    from torchvision import models  # type: ignore[import-untyped]  # it has none
 
     name, *options = text.split(",")
     if name not in models.list_models(module=models):

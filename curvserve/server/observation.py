@@ -58,7 +58,7 @@ class Observation:
         with self._metrics.in_flight.track_inprogress():
             try:
                 await self._app(scope, receive, send)
-            except Exception:
+            except Exception:  # answered as internal; it goes on to the log
                 if not exchange.status:
                     await _failure(Request(scope))(scope, receive, send)
                 raise

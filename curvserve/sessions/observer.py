@@ -75,7 +75,7 @@ class Observer:
             began = thread_time()
             try:
                 found = self._summarise(step)
-            except Exception:
+            except Exception:  # it is logged; a step must not suffer from being watched
                 log.exception("session %s: its curvature could not be looked at", self._session)
                 found = None
             loop.call_soon_threadsafe(self._seen, found, thread_time() - began)

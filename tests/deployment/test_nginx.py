@@ -37,7 +37,7 @@ def directives(text: str, folder: Path) -> tuple[list[str], dict[str, list[str]]
     def walk(block: list[dict[str, list[str]]]) -> None:
         for each in block:
             found[str(each["directive"])] = each["args"]
-            walk(each.get("block", []))  # type: ignore[arg-type]
+            walk(each.get("block", []))  # type: ignore[arg-type]  # a block is a list of such
 
     walk(parsed["config"][0]["parsed"])
     return [error["error"] for error in parsed["errors"]], found

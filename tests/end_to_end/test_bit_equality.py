@@ -18,7 +18,7 @@ STEPS = 100
 BATCH_SIZE = 24
 SEED = 11
 LR, DAMPING = 0.05, 1.0
-THREADS = 1
+THREADS = 2
 
 Parameters = dict[str, Tensor]
 

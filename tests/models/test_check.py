@@ -54,7 +54,7 @@ def frozen() -> nn.Module:
 @pytest.mark.filterwarnings("ignore:Using a target size")
 def test_a_model_that_does_not_work_is_refused(change: dict[str, object], said: str) -> None:
     with pytest.raises(ModelUnfit, match=f"model 'good': .*{said}"):
-        check(replace(GOOD, **change))  # type: ignore[arg-type]
+        check(replace(GOOD, **change))  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize("name", ["", "a b", "-model", "a/b", "m" * 65])
@@ -124,7 +124,7 @@ def test_what_is_told_to_be_supported_is_what_can_be_computed(
     change: dict[str, object], expected: str | None
 ) -> None:
     """Every quantity, by itself, against the word of its family's cheapest."""
-    model = replace(GOOD, **change)  # type: ignore[arg-type]
+    model = replace(GOOD, **change)  # type: ignore[arg-type]  # wrong on purpose
     network, loss = check(model)
     support = find_support(model, network, loss, CPU)
     inputs, targets = draw(model.inputs, 3), draw(model.targets, 3)

@@ -36,7 +36,7 @@ def test_every_class_has_its_share_in_each_part(part: str) -> None:
 
 def test_another_part_is_refused() -> None:
     with pytest.raises(ValueError, match="'train' or 'test'"):
-        load_digits("validation")  # type: ignore[arg-type]
+        load_digits("validation")  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_the_attribution_names_the_very_file_that_is_bundled() -> None:

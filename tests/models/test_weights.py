@@ -48,7 +48,7 @@ def test_a_network_begins_with_the_files_parameters_and_buffers(tmp_path: Path) 
         assert own.keys() == STATE.keys()
         assert all(torch.equal(own[name], tensor) for name, tensor in STATE.items())
         with torch.no_grad():
-            built[0].weight.zero_()  # type: ignore[operator, union-attr]
+            built[0].weight.zero_()  # type: ignore[operator, union-attr]  # a layer
     check(model)
 
 
