@@ -35,7 +35,7 @@ from curvserve.bench import (
 from curvserve.data import load_digits
 from curvserve.engine import channels_last
 from curvserve.models import Model, resolve
-from curvserve.sessions import steps
+from curvserve.sessions import jobs, steps
 from curvserve.sessions.replica import Replica, initial_tensors
 from curvserve.sessions.state import SessionState
 from tests.server.process import serving
@@ -75,7 +75,7 @@ class Setting:
 
     def start(self) -> dict[str, Tensor]:
         """Return the parameters that a session with this seed has first."""
-        return dict(initial_tensors(self.model, CPU, SEED)[0])
+        return dict(initial_tensors(self.model, SEED)[0])
 
     def net(self) -> nn.Module:
         """Return a net with these."""
@@ -170,9 +170,10 @@ class InProcess(Way):
         """Make the state of a session."""
         super().__init__(setting)
         rule = DiagGGN(lr=setting.lr, damping=DAMPING)
-        parameters, buffers = initial_tensors(setting.model, setting.device, SEED)
+        parameters, buffers = initial_tensors(setting.model, SEED)
         self.replica = Replica.of(setting.model, setting.device)
-        self.state = SessionState(setting.model.name, SEED, rule, parameters, buffers)
+        state = SessionState(setting.model.name, SEED, rule, parameters, buffers)
+        self.state = jobs.adopt(state, setting.device)
         self.batch = {"inputs": setting.inputs, "targets": setting.labels}
 
     def run(self) -> None:

@@ -223,6 +223,27 @@ class OutOfMemory(ProblemError):
     advice = "the session is unchanged; send a smaller batch"
 
 
+class NoDevice(ProblemError):
+    """The session needs devices of its own, and none was free in time; nothing was changed."""
+
+    code, status, title = "no_device", 503, "No device is free for the session"
+    advice = "try again later, or have the operator add devices"
+
+
+class WorkersLost(ProblemError):
+    """The workers that computed for the session were lost again and again; nothing was changed."""
+
+    code, status, title = "workers_lost", 503, "The session's workers were lost"
+    advice = "send the request again; the server's log says what happened to them"
+
+
+class SessionLost(ProblemError):
+    """The session's state was lost with its workers, and nothing is stored to make it of again."""
+
+    code, status, title = "session_lost", 410, "The session's state is lost"
+    advice = "begin another session; --durability process or full keeps what workers compute"
+
+
 class NotFound(ProblemError):
     """No such path."""
 
@@ -301,6 +322,9 @@ _CLASSES: tuple[type[ProblemError], ...] = (
     DeadlineExceeded,
     Draining,
     OutOfMemory,
+    NoDevice,
+    WorkersLost,
+    SessionLost,
     NotFound,
     MethodNotAllowed,
     InvalidRequest,

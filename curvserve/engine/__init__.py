@@ -8,8 +8,27 @@ hooks. It stands on torch alone.
 from curvserve.engine.block import backpack
 from curvserve.engine.compiled import Evaluator
 from curvserve.engine.context import disable
-from curvserve.engine.evaluate import Evaluation, evaluate
+from curvserve.engine.evaluate import (
+    Evaluation,
+    Part,
+    evaluate,
+    evaluate_part,
+    loss_share,
+    merge_parts,
+)
 from curvserve.engine.extend import extend
 from curvserve.engine.memory_format import channels_last
 
-__all__ = ["Evaluation", "Evaluator", "backpack", "channels_last", "disable", "evaluate", "extend"]
+__all__ = [
+    "Evaluation",
+    "Evaluator",
+    "Part",
+    "backpack",
+    "channels_last",
+    "disable",
+    "evaluate",
+    "evaluate_part",
+    "extend",
+    "loss_share",
+    "merge_parts",
+]

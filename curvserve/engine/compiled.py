@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from curvserve.engine.draws import GivenDraws, GlobalDraws, Numbers, SeededDraws
-from curvserve.engine.evaluate import Evaluation, evaluate_with, resolve
+from curvserve.engine.evaluate import Evaluation, Part, evaluate_with, resolve
 from curvserve.engine.losses import Draws
 from curvserve.engine.programs import ALL, Operations, Sharing, Straight, Way, written_down
 from curvserve.engine.quantities import Quantity
@@ -73,13 +73,15 @@ class Evaluator:
         *,
         seed: int | None = None,
         mc_samples: int = 1,
+        part: Part | None = None,
     ) -> Evaluation:
         """Computes the loss of a batch together with quantities of its parameters.
 
-        Arguments, result and errors are those of :func:`curvserve.engine.evaluate`.
+        Arguments, result and errors are those of :func:`curvserve.engine.evaluate`; with a
+        ``part`` those of :func:`curvserve.engine.evaluate_part`.
         """
         asked = resolve(quantities, mc_samples)
-        program = self._program(inputs, targets, asked, seeded=seed is not None)
+        program = self._program(inputs, targets, asked, part, seeded=seed is not None)
         program.calls += 1
         if program.refusal or program.calls <= self._eager_calls:
             return program.eager(inputs, targets, seed)
@@ -104,10 +106,11 @@ class Evaluator:
         return list(self._programs.values())  # another thread may ask while one begins
 
     def _program(
-        self, inputs: Tensor, targets: Tensor, asked: Asked, *, seeded: bool
+        self, inputs: Tensor, targets: Tensor, asked: Asked, part: Part | None, *, seeded: bool
     ) -> "_Program":
         key = (
             seeded,
+            part,
             _layout(inputs),
             _layout(targets),
             tuple((name, repr(quantity)) for name, quantity in asked.items()),
@@ -119,7 +122,7 @@ class Evaluator:
         if key not in self._programs:
             if len(self._programs) >= _SHAPES_KEPT:
                 del self._programs[next(iter(self._programs))]
-            self._programs[key] = _Program(self._model, self._loss, asked)
+            self._programs[key] = _Program(self._model, self._loss, asked, part)
         return self._programs[key]
 
 
@@ -129,6 +132,7 @@ class _Program:
 
     Attributes:
         asked: The quantities.
+        part: Where the samples stand in a larger batch, if they do.
         calls: How many there were.
         drawn: The random numbers that each takes.
         lines: The number of lines of the output that have draws of their own.
@@ -141,6 +145,7 @@ class _Program:
     model: nn.Module
     loss: nn.Module
     asked: Asked
+    part: Part | None = None
     calls: int = 0
     drawn: list[Numbers] = field(default_factory=list)
     lines: int = 0
@@ -159,7 +164,9 @@ class _Program:
             self.drawn, self.lines = made.taken, total
             return made
 
-        return evaluate_with(self.model, self.loss, inputs, targets, self.asked, draws)
+        return evaluate_with(
+            self.model, self.loss, inputs, targets, self.asked, draws, part=self.part
+        )
 
     def run(self, inputs: Tensor, targets: Tensor, seed: int | None) -> Evaluation | None:
         """Evaluates by the program; None if it goes a way that has not been verified."""
@@ -237,9 +244,11 @@ class _Program:
 
         def flat(x: Tensor, y: Tensor, *given: Tensor) -> list[Tensor]:
             def draws(total: int, offset: int) -> Draws:
-                return GivenDraws(total, given) if seeded else GlobalDraws()
+                return GivenDraws(total, given, offset) if seeded else GlobalDraws()
 
-            found = evaluate_with(self.model, self.loss, x, y, self.asked, draws, split=split)
+            found = evaluate_with(
+                self.model, self.loss, x, y, self.asked, draws, split=split, part=self.part
+            )
             leaves, self.spec = tree_flatten((found.loss, found.outputs, found.quantities))
             if any(not isinstance(leaf, Tensor) for leaf in leaves):
                 raise TypeError("a result is not a tensor")

@@ -140,14 +140,15 @@ class SeededDraws:
 class GivenDraws(SeededDraws):
     """Hands out numbers that were drawn before, in the order in which they are asked for."""
 
-    def __init__(self, total: int, given: Sequence[Tensor]) -> None:
+    def __init__(self, total: int, given: Sequence[Tensor], offset: int = 0) -> None:
         """Takes the numbers.
 
         Args:
             total: The number of lines of the batch.
             given: What :meth:`SeededDraws.numbers` is to return, call by call.
+            offset: As for :class:`SeededDraws`.
         """
-        self.total, self.offset, self._given = total, 0, iter(given)
+        self.total, self.offset, self._given = total, offset, iter(given)
 
     def numbers(self, kind: str, shape: tuple[int, ...]) -> Tensor:
         """See the base class."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from inspect import signature
 from typing import Any
 
@@ -29,7 +29,17 @@ from curvserve.engine.recording import attached, is_attached
 from curvserve.engine.rows import Rows
 from curvserve.engine.second_order import Pass
 
-__all__ = ["DrawsOf", "Evaluation", "evaluate", "evaluate_with", "resolve"]
+__all__ = [
+    "DrawsOf",
+    "Evaluation",
+    "Part",
+    "evaluate",
+    "evaluate_part",
+    "evaluate_with",
+    "loss_share",
+    "merge_parts",
+    "resolve",
+]
 
 GRADIENT = "grad"
 
@@ -104,6 +114,100 @@ def evaluate(
     return evaluate_with(model, loss, inputs, targets, asked, draws, chunk)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which samples of a batch somebody computes, while others compute the rest.
+
+    Attributes:
+        start: The index of the first one.
+        total: The number of samples in the batch.
+    """
+
+    start: int
+    total: int
+
+    def own(self, targets: Tensor, samples: int) -> Tensor:
+        """The lines of the batch's targets that belong to so many samples."""
+        lines = max(1, len(targets) // max(1, self.total))
+        return targets[self.start * lines : (self.start + samples) * lines]
+
+
+def evaluate_part(
+    model: nn.Module,
+    loss: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    quantities: Sequence[str | Quantity],
+    part: Part,
+    *,
+    seed: int,
+    mc_samples: int = 1,
+) -> Evaluation:
+    """Computes what some samples contribute to the quantities of their batch.
+
+    The parts together are the batch: :func:`merge_parts` makes of them what :func:`evaluate` of the
+    whole batch with the same seed returns, up to rounding, however it was divided.
+
+    Args:
+        model: As in :func:`evaluate`; nothing that it does may depend on other samples.
+        loss: As in :func:`evaluate`.
+        inputs: The part's inputs.
+        targets: The targets of the whole batch: what a mean is taken over may depend on them.
+        quantities: As in :func:`evaluate`.
+        part: Where the samples stand in the batch.
+        seed: Seeds the draws of the whole batch, of which the part takes its own.
+        mc_samples: As in :func:`evaluate`.
+
+    Returns:
+        The part's share of the loss, its outputs, and states that are not results yet. Those of
+        quantities that are no samples' own add up.
+
+    Raises:
+        ValueError: A quantity is unknown or asked for twice.
+        EngineError: As :func:`evaluate`.
+    """
+    asked = resolve(quantities, mc_samples)
+
+    def draws(total: int, offset: int) -> Draws:
+        return SeededDraws(seed, total, offset)
+
+    return evaluate_with(model, loss, inputs, targets, asked, draws, part=part)
+
+
+def merge_parts(
+    parts: Sequence[Evaluation], quantities: Sequence[str | Quantity], mc_samples: int = 1
+) -> Evaluation:
+    """Puts the parts of a batch together, in the order of its samples, and makes the results.
+
+    Args:
+        parts: What :func:`evaluate_part` returned, with the same quantities.
+        quantities: These quantities.
+        mc_samples: As in :func:`evaluate`.
+    """
+    with torch.no_grad():
+        return _merge(parts, resolve(quantities, mc_samples))
+
+
+def loss_share(loss: nn.Module, outputs: Tensor, targets: Tensor, whole: Tensor) -> float | Tensor:
+    """By what the loss of a part is multiplied so that the parts add up to the batch's.
+
+    Args:
+        loss: A loss module, reduced by ``mean`` or ``sum``.
+        outputs: The model's outputs for the part.
+        targets: The part's targets.
+        whole: The targets of the whole batch.
+
+    Raises:
+        UnsupportedLossError: The loss has no curvature rule.
+    """
+    if len(targets) == len(whole):
+        return 1.0
+    rule, own = _rule(loss), outputs.detach()
+    lines = len(own) * len(whole) // len(targets)
+    all_outputs = own[:1].expand(lines, *own.shape[1:])
+    return rule.norm(loss, own, targets) / rule.norm(loss, all_outputs, whole)
+
+
 def evaluate_with(
     model: nn.Module,
     loss: nn.Module,
@@ -113,18 +217,28 @@ def evaluate_with(
     draws: DrawsOf,
     chunk: int | None = None,
     split: share.Split | None = None,
+    part: Part | None = None,
 ) -> Evaluation:
     """:func:`evaluate`, of quantities by name and with any source of random numbers.
 
     With a ``split``, what samples that would go back again contribute is left out of the result.
+    With a ``part``, the result is that of :func:`evaluate_part`.
     """
-    rule = losses.find(loss)
-    if rule is None:
-        raise UnsupportedLossError(losses.refusal(loss))
+    rule = _rule(loss)
     with context.own_passes(), nullcontext() if is_attached(model) else attached(model):
+        if part is not None:
+            batch = _Batch(model, loss, rule, inputs, targets, part)
+            return _evaluate(batch, asked, draws, split)
         batches = _parts(model, loss, rule, inputs, targets, chunk)
         parts = [_evaluate(batch, asked, draws, split) for batch in batches]
     return _merge(parts, asked)
+
+
+def _rule(loss: nn.Module) -> LossRule:
+    rule = losses.find(loss)
+    if rule is None:
+        raise UnsupportedLossError(losses.refusal(loss))
+    return rule
 
 
 def resolve(quantities: Sequence[str | Quantity], mc_samples: int) -> dict[str, Quantity | None]:
@@ -162,41 +276,32 @@ def _parts(
 ) -> "Iterator[_Batch]":
     """The batch part by part, each with its share of the whole batch's loss."""
     size = len(inputs) if chunk is None else chunk
-    lines = max(1, len(targets) // max(1, len(inputs)))
     for start in range(0, len(inputs), size):
-        own = targets[start * lines : (start + size) * lines]
-        yield _Batch(
-            model, loss, rule, inputs[start : start + size], own, targets, len(inputs), start
-        )
+        own = inputs[start : start + size]
+        yield _Batch(model, loss, rule, own, targets, Part(start, len(inputs)))
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """A part of a batch.
+    """A part of a batch, which may be all of it.
 
     Attributes:
+        inputs: Of the part.
         whole: The targets of the whole batch.
-        total: The number of samples in it.
-        start: The index of the first sample of this part.
+        part: Where the part stands.
     """
 
     model: nn.Module
     loss: nn.Module
     rule: LossRule
     inputs: Tensor
-    targets: Tensor
     whole: Tensor
-    total: int
-    start: int
+    part: Part
 
-    def share(self, outputs: Tensor) -> float | Tensor:
-        """By what the loss of this part is multiplied so that all parts add up to the batch's."""
-        if len(self.targets) == len(self.whole):
-            return 1.0
-        lines = len(outputs) * self.total // len(self.inputs)
-        all_outputs = outputs.detach()[:1].expand(lines, *outputs.shape[1:])
-        part = self.rule.norm(self.loss, outputs.detach(), self.targets)
-        return part / self.rule.norm(self.loss, all_outputs, self.whole)
+    @cached_property
+    def targets(self) -> Tensor:
+        """The targets of the part."""
+        return self.part.own(self.whole, len(self.inputs))
 
 
 def _evaluate(
@@ -206,7 +311,7 @@ def _evaluate(
     with torch.enable_grad(), share.watched(batch.model) as steady:
         outputs = memory_format.run(batch.model, batch.inputs)
     with torch.enable_grad():
-        part = batch.share(outputs)
+        part = loss_share(batch.loss, outputs, batch.targets, batch.whole)
         value = batch.loss(outputs, batch.targets) * part
     work = _Work(batch, outputs, part, list(named.values()), steady.holds, split)
     if extensions := [q for q in asked.values() if q is not None]:
@@ -325,7 +430,7 @@ def _absent(graph: Graph, way: Plan, parameters: Sequence[Tensor]) -> list[Tenso
 
 def _draws(batch: _Batch, outputs: Tensor, draws: DrawsOf) -> Draws:
     lines = len(outputs) // len(batch.inputs)
-    return draws(batch.total * lines, batch.start * lines)
+    return draws(batch.part.total * lines, batch.part.start * lines)
 
 
 def _merge(parts: Sequence[Evaluation], asked: Mapping[str, Quantity | None]) -> Evaluation:

@@ -24,10 +24,11 @@ from ..models import Model
 from ..models.model import NAME, NAME_EXPECTED
 from .durability import Durability
 from .events import Events
-from .executor import Executor
+from .executor import Executor, StateLost
 from .machine import Machine, Receipt
 from .observer import Observer, make_thread
 from .recovery import CannotRecover, Recovery
+from .replica import initial_tensors
 from .session import Session
 from .snapshots import state_of, without_rule_state
 from .state import SessionState
@@ -66,6 +67,7 @@ class Sessions:
         self._executor = executor
         self._durability = durability
         self._queue = queue
+        self._recovery = Recovery(models, executor, durability, {})
         self._observing = make_thread()
         self._sessions: dict[str, Session] = {}
         self._reserved: set[str] = set()
@@ -83,11 +85,11 @@ class Sessions:
         """
         found = await self._durability.recover()
         self.problems += found.problems
-        recovery = Recovery(self.models, self._executor, self._durability, found.epochs)
+        self._recovery = Recovery(self.models, self._executor, self._durability, found.epochs)
         for stored in found.sessions:
             name = stored.record.name
             try:
-                state, differences = await recovery.state(stored)
+                state, differences = await self._recovered_state(stored)
             except (CannotRecover, ProblemError) as error:
                 self._reserved.add(name)
                 self.problems.append(f"session {name}: {error}; it is kept, and not served")
@@ -95,6 +97,11 @@ class Sessions:
                 self._sessions[name] = self._recovered(stored, state, differences)
         for problem in self.problems:
             log.error("%s", problem)
+
+    async def _recovered_state(self, stored: Stored) -> tuple[SessionState, list[str]]:
+        if self._executor.lends:  # there may be more sessions than devices
+            return await self._recovery.outline(stored), []
+        return await self._recovery.state(stored)
 
     async def create(
         self,
@@ -130,6 +137,8 @@ class Sessions:
         self._reserved.add(name)
         try:
             state = await self._first_state(model, rule, seed, from_checkpoint)
+            if not self._executor.lends:
+                state = await self._executor.adopt(state, name)
             record = _record(name, state)
             durable = await self._durability.create(record, state)
             machine = Machine(state.version, durable, capacity=self._queue)
@@ -186,6 +195,20 @@ class Sessions:
         finally:
             self._reserved.discard(name)
 
+    async def park(self, seconds: float) -> None:
+        """Have sessions let go of devices that have been idle for long; runs until cancelled.
+
+        Args:
+            seconds: how long.
+        """
+        while self._executor.lends:
+            await asyncio.sleep(min(10.0, seconds / 4))
+            for session in self.list():
+                try:
+                    await session.park(seconds)
+                except (ProblemError, StateLost) as error:  # the next request does what it can
+                    log.error("session %s: it was not parked: %s", session.name, error)
+
     def drain(self) -> None:
         """Admit nothing more; what is admitted goes on."""
         self._draining = True
@@ -225,7 +248,7 @@ class Sessions:
             return await self._from_checkpoint(model, rule, seed, from_checkpoint)
         rule = rule or make_rule("diag_ggn")
         seed = seed or 0
-        parameters, buffers = await self._executor.initial_tensors(model, seed)
+        parameters, buffers = await asyncio.to_thread(initial_tensors, self.models[model], seed)
         return SessionState(model, seed, rule, parameters, buffers, rule.start(parameters))
 
     async def _from_checkpoint(
@@ -245,7 +268,7 @@ class Sessions:
         if chosen.name != own.name:  # another rule cannot go on from what this one remembered
             snapshot = without_rule_state(snapshot)
         seed = stored.record.seed if seed is None else seed
-        return await self._executor.adopt(state_of(snapshot, model, seed, chosen))
+        return state_of(snapshot, model, seed, chosen)
 
     def _recovered(
         self, stored: Stored, state: SessionState, differences: Sequence[str]
@@ -277,6 +300,7 @@ class Sessions:
             self._durability,
             self.events,
             Observer(record.name, self.events, self._observing),
+            self._recovery.restored,
             problems,
             history,
         )

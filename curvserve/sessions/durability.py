@@ -11,7 +11,7 @@ from curvserve_client import errors
 
 from .machine import Ticket
 from .snapshots import snapshot_of, without_rule_state
-from .state import SessionState, Tensors
+from .state import SessionState
 from .storage import (
     Backup,
     BatchRef,
@@ -27,6 +27,7 @@ from .storage import (
     Snapshot,
     StorageFailed,
     Store,
+    Stored,
     digest,
 )
 
@@ -49,14 +50,14 @@ class Durability:
     def __init__(
         self,
         open_store: Callable[[], Store],
-        to_host: Callable[[Tensors], Awaitable[Tensors]],
+        to_host: Callable[[SessionState], Awaitable[SessionState]],
         snapshot_every: int = SNAPSHOT_EVERY,
     ) -> None:
         """Prepare; `open` or `recover` makes the store.
 
         Args:
             open_store: makes it, in the thread that will use it.
-            to_host: brings a state's tensors to host memory.
+            to_host: brings a state to host memory.
             snapshot_every: changes between two snapshots of a session.
         """
         self.snapshot_every = snapshot_every
@@ -113,15 +114,19 @@ class Durability:
         Raises:
             StorageFailed: whether the change is kept is not known.
         """
-        snapshot = await self._snapshot(state)
+        due = change.version % self.snapshot_every == 0
+        # where somebody else has told the digest, the tensors need not come here
+        snapshot = await self._snapshot(state) if due or not state.digest else None
 
         def commit(store: Store) -> int | None:
-            journals = store.level.journals
-            found = digest(snapshot.tensors, snapshot.scalars) if journals else ""
+            found = state.digest
+            if snapshot is not None and not found and store.level.journals:
+                found = digest(snapshot.tensors, snapshot.scalars)
             durable = store.commit(session, replace(change, digest=found))
-            if change.version % self.snapshot_every == 0:
-                durable = store.snapshot(session, replace(snapshot, digest=found))
-            return durable
+            if snapshot is None or not due:
+                return durable
+            own = "" if state.digest else found  # another may be a digest of pieces
+            return store.snapshot(session, replace(snapshot, digest=own))
 
         return await self._run(commit)
 
@@ -130,10 +135,26 @@ class Durability:
         failed = FailedChange(ticket.key, ticket.fingerprint, ticket.kind, problem)
         await self._run(lambda store: store.fail(session, failed))
 
-    async def snapshot(self, session: str, state: SessionState) -> int | None:
-        """Keep a state whole, so that the next start has nothing to replay."""
+    async def snapshot(
+        self, session: str, state: SessionState, pending: Sequence[BatchRef] = ()
+    ) -> int | None:
+        """Keep a state whole, so that the next start has nothing to replay.
+
+        Args:
+            session: its name.
+            state: its newest state.
+            pending: batches that no change refers to yet, and one may refer to later.
+        """
         snapshot = await self._snapshot(state)
-        return await self._run(lambda store: store.snapshot(session, snapshot))
+        return await self._run(lambda store: store.snapshot(session, snapshot, pending))
+
+    async def stored(self, session: str) -> Stored:
+        """Return what is kept of a session that lives: what its state can be made of again.
+
+        Raises:
+            UnknownSession: nothing is.
+        """
+        return await self._run(lambda store: store.stored(session))
 
     async def delete(self, session: str) -> None:
         """Remove all that is kept of a session."""
@@ -181,9 +202,7 @@ class Durability:
         self._thread.shutdown()
 
     async def _snapshot(self, state: SessionState) -> Snapshot:
-        snapshot = snapshot_of(state)
-        groups = {name: await self._to_host(group) for name, group in snapshot.tensors.items()}
-        return replace(snapshot, tensors=groups)
+        return snapshot_of(await self._to_host(state))
 
     async def _run(
         self,

@@ -21,31 +21,62 @@ from ..phases import Phases
 from . import jobs, steps
 from .compute_thread import ComputeThread
 from .pending import Pending, Reduction
-from .replica import CPU, EAGER, Replica, initial_tensors
+from .replica import EAGER, Replica
 from .state import SessionState, Tensors
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class StateLost(Exception):
+    """A state is not where it was computed any more, and what was under way has changed nothing.
+
+    The state can be adopted again, and the same be asked of it. The text says what happened.
+    """
+
+
 class Executor(Protocol):
     """Takes a session's state and a batch, returns the next state or quantities, and metrics.
 
-    An executor holds no session: all that it needs is in its arguments, plain values that could
-    cross to another process. It knows nothing of HTTP. What its methods raise is told in
-    `curvserve.sessions.jobs` and `curvserve.sessions.steps`.
+    An executor knows nothing of sessions, HTTP or what is durable: all that it needs is in its
+    arguments, plain values that can cross to another process. A state has to be adopted first; the
+    tensors of one that an executor returns may be `meta` tensors, whose values are elsewhere. What
+    its methods raise is told in `curvserve.sessions.jobs` and `curvserve.sessions.steps`; each that
+    takes a state raises `StateLost` where that is not there any more.
+
+    Attributes:
+        lends: whether a state occupies devices of its own, until it is released. Then states are
+            adopted when they are first needed, and released when they have not been for long.
     """
 
-    def describe(self, model: str) -> str:
-        """Tell how batches of a model are computed."""
+    lends: bool
+
+    def describe(self, state: SessionState) -> str:
+        """Tell how batches of a state are computed."""
         ...
 
     async def support(self, model: str) -> Support:
         """Return which quantities of a model can be computed."""
         ...
 
-    async def initial_tensors(self, model: str, seed: int) -> tuple[Tensors, Tensors]:
-        """Return the parameters and the buffers that a session of a model starts from."""
+    async def adopt(self, state: SessionState, session: str) -> SessionState:
+        """Return a state of tensors in host memory as one that can be computed with.
+
+        Args:
+            state: the state.
+            session: the name of its session.
+
+        Raises:
+            NoDevice: no device was free in time.
+        """
+        ...
+
+    def holds(self, state: SessionState) -> bool:
+        """Tell whether a state is adopted, and nothing is known of its loss."""
+        ...
+
+    def release(self, state: SessionState) -> None:
+        """Let go of a state, and of all that were made of it."""
         ...
 
     async def evaluate(self, state: SessionState, batch: Tensors) -> EvaluateResult:
@@ -96,12 +127,12 @@ class Executor(Protocol):
         """Return the state with its parameters replaced."""
         ...
 
-    async def to_host(self, tensors: Tensors) -> Tensors:
-        """Return a state's tensors in host memory."""
+    async def parameters(self, state: SessionState) -> Tensors:
+        """Return a state's parameters in host memory."""
         ...
 
-    async def adopt(self, state: SessionState) -> SessionState:
-        """Return a state that was read from a file as one that can be computed with."""
+    async def to_host(self, state: SessionState) -> SessionState:
+        """Return a state with all of its tensors in host memory."""
         ...
 
     def close(self, seconds: float) -> bool:
@@ -111,6 +142,8 @@ class Executor(Protocol):
 
 class InlineExecutor:
     """For each device one thread of this process, which owns it and does one job after another."""
+
+    lends = False
 
     def __init__(self, models: Mapping[str, Model], devices: Mapping[str, torch.device]) -> None:
         """Start the threads; the models are built there, when first needed.
@@ -130,21 +163,26 @@ class InlineExecutor:
             device: ComputeThread(device) for device in dict.fromkeys(devices.values())
         }
 
-    def describe(self, model: str) -> str:
+    def describe(self, state: SessionState) -> str:
         """See `Executor`."""
-        replica = self._replicas.get(model)
+        replica = self._replicas.get(state.model)
         return EAGER if replica is None else replica.describe()
 
     async def support(self, model: str) -> Support:
         """See `Executor`."""
         return await self._run(self._devices[model], lambda: jobs.support(self._replica(model)))
 
-    async def initial_tensors(self, model: str, seed: int) -> tuple[Tensors, Tensors]:
+    async def adopt(self, state: SessionState, session: str) -> SessionState:
         """See `Executor`."""
         # not on the device's thread: a session can begin while another's step computes
-        return await asyncio.to_thread(
-            initial_tensors, self._models[model], self._devices[model], seed
-        )
+        return await asyncio.to_thread(jobs.adopt, state, self._devices[state.model])
+
+    def holds(self, state: SessionState) -> bool:
+        """See `Executor`; a state is never lost alone."""
+        return True
+
+    def release(self, state: SessionState) -> None:
+        """See `Executor`; who has the state has its memory."""
 
     async def evaluate(self, state: SessionState, batch: Tensors) -> EvaluateResult:
         """See `Executor`."""
@@ -190,18 +228,17 @@ class InlineExecutor:
         """See `Executor`."""
         return await self._on_replica(jobs.load, state, tensors)
 
-    async def to_host(self, tensors: Tensors) -> Tensors:
+    async def parameters(self, state: SessionState) -> Tensors:
         """See `Executor`; tensors that are there already are returned at once."""
-        device = next((tensor.device for tensor in tensors.values()), CPU)
-        if device.type == "cpu":
-            return tensors
-        return await self._run(
-            device, lambda: {name: tensor.cpu() for name, tensor in tensors.items()}
-        )
+        if self._devices[state.model].type == "cpu":
+            return state.parameters
+        return await self._run(self._devices[state.model], lambda: jobs.host(state.parameters))
 
-    async def adopt(self, state: SessionState) -> SessionState:
-        """See `Executor`."""
-        return await asyncio.to_thread(jobs.adopt, state, self._devices[state.model])
+    async def to_host(self, state: SessionState) -> SessionState:
+        """See `Executor`; a state that is there already is returned at once."""
+        if self._devices[state.model].type == "cpu":
+            return state
+        return await self._run(self._devices[state.model], lambda: state.of(jobs.host))
 
     def close(self, seconds: float) -> bool:
         """See `Executor`; a thread cannot be ended from outside."""

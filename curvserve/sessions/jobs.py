@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from curvserve_client.errors import NonFinite, OutOfMemory, UnknownQuantity
-from curvserve_client.rules import RuleState
 from curvserve_client.types import CurvatureResult, EvaluateResult
 from torch import Tensor
 
@@ -113,18 +112,15 @@ def load(replica: Replica, state: SessionState, tensors: Tensors) -> SessionStat
 
 
 def adopt(state: SessionState, device: torch.device) -> SessionState:
-    """Return a state whose tensors look into a file's bytes as one of tensors on a device."""
-
-    def own(tensors: Tensors) -> dict[str, Tensor]:
-        return {name: _aligned(tensor, device) for name, tensor in tensors.items()}
-
-    slots = {slot: own(tensors) for slot, tensors in state.rule_state.tensors.items()}
-    return replace(
-        state,
-        parameters=own(state.parameters),
-        buffers=own(state.buffers),
-        rule_state=RuleState(state.rule_state.scalars, slots),
+    """Return a state whose tensors look into anything as one of tensors of its own on a device."""
+    return state.of(
+        lambda tensors: {name: _aligned(tensor, device) for name, tensor in tensors.items()}
     )
+
+
+def host(tensors: Tensors) -> dict[str, Tensor]:
+    """Return tensors in host memory."""
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def differentiate(

@@ -6,9 +6,13 @@ differs means that something here computes other bits than before: it is told, n
 the state is served, because its steps are the acknowledged ones.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from curvserve_client.errors import SessionLost, UnknownSession
 from curvserve_client.rules import make_rule, override_rule
 from curvserve_client.types import ParameterSpec
 from curvserve_client.wire import decode
@@ -19,10 +23,19 @@ from .durability import Durability
 from .executor import Executor
 from .machine import Kind
 from .pending import Pending, Reduction
+from .replica import initial_tensors
 from .snapshots import snapshot_of, state_of
 from .state import SessionState, Tensors
 from .steps import rule_groups
-from .storage import Change, Stored, digest
+from .storage import BatchRef, Change, Stored, digest
+
+log = logging.getLogger("curvserve.sessions")
+
+Restore = Callable[
+    [str, Pending | None], Awaitable[tuple[SessionState, Pending | None, Sequence[str]]]
+]
+"""From a session's name and what was pending, which is computed again, to its state, what is
+pending, and what differed on the way, in sentences."""
 
 
 class CannotRecover(Exception):
@@ -61,61 +74,109 @@ class Recovery:
 
         Raises:
             CannotRecover: its model is not served, or is another than it was.
+            StateLost: what computed was lost on the way.
             ProblemError: a change cannot be repeated; out of memory, for one.
+        """
+        name = stored.record.name
+        state = await self._executor.adopt(await self.snapshot(stored), name)
+        differences: list[str] = []
+        for change in _shown(name, stored.changes):
+            state = await self._repeated(name, state, change)
+            if not differences and await self._digest(state) != change.digest:
+                differences.append(self._difference(change))
+        return state, differences
+
+    async def outline(self, stored: Stored) -> SessionState:
+        """Return a session's last state but for its values, which are computed when needed.
+
+        Raises:
+            CannotRecover: as `state`.
+        """
+        found = (await self.snapshot(stored)).outline()
+        stepped = sum(change.kind != Kind.LOAD for change in stored.changes)
+        return replace(found, version=stored.version, steps=found.steps + stepped)
+
+    async def restored(
+        self, session: str, pending: Pending | None
+    ) -> tuple[SessionState, Pending | None, Sequence[str]]:
+        """See `Restore`.
+
+        Raises:
+            SessionLost: nothing is kept that the state could be made of.
+            StateLost: what computed was lost on the way.
+        """
+        try:
+            state, differences = await self.state(await self._durability.stored(session))
+        except (UnknownSession, CannotRecover) as error:
+            raise SessionLost(f"its state cannot be made again: {error}") from error
+        if pending is not None:
+            refs, reduction = pending.batches, pending.reduction
+            pending = await self.pending(session, state, refs, reduction)
+        for problem in differences:
+            log.error("session %s: %s", session, problem)
+        return state, pending, differences
+
+    async def snapshot(self, stored: Stored) -> SessionState:
+        """Return a session's newest snapshot as a state in host memory, in the module's order.
+
+        Raises:
+            CannotRecover: its model is not served, or is another than it was.
         """
         record = stored.record
         if record.model not in self._models:
             raise CannotRecover(f"its model {record.model!r} is not served")
         rule = make_rule(record.rule, record.options)
         state = state_of(stored.snapshot, record.model, record.seed, rule)
-        state = await self._adopted(state)
-        differences: list[str] = []
-        for change in _shown(record.name, stored.changes):
-            state = await self._repeated(record.name, state, change)
-            if not differences and await self._digest(state) != change.digest:
-                differences.append(self._difference(change))
-        return state, differences
-
-    async def _adopted(self, state: SessionState) -> SessionState:
-        """Put a state on the device, in the module's order, having compared it with the model."""
-        parameters, buffers = await self._executor.initial_tensors(state.model, state.seed)
-        for kind, stored, built in (
+        model = self._models[record.model]
+        parameters, buffers = await asyncio.to_thread(initial_tensors, model, record.seed)
+        for kind, found, built in (
             ("parameter", state.parameters, parameters),
             ("buffer", state.buffers, buffers),
         ):
-            _check_same(kind, stored, built)
-        return await self._executor.adopt(state.reordered(list(parameters), list(buffers)))
+            _check_same(kind, found, built)
+        return state.reordered(list(parameters), list(buffers))
 
-    async def _repeated(self, session: str, state: SessionState, change: Change) -> SessionState:
-        batches = [decode(await self._durability.read(session, ref))[0] for ref in change.batches]
-        options: Mapping[str, Any] = change.options
-        if change.kind == Kind.LOAD:
-            return await self._executor.load(state, batches[0])
-        if change.kind == Kind.STEP:
-            rule = override_rule(state.rule, options["options"])
-            return (await self._executor.step(state, batches[0], rule))[0]
-        pending = await self._pending(state, batches, change)
-        groups = rule_groups(state, options["options"], options.get("groups"))
-        return (await self._executor.optim_step(state, pending, groups, options["scales"]))[0]
-
-    async def _pending(
-        self, state: SessionState, batches: Sequence[Tensors], change: Change
+    async def pending(
+        self, session: str, state: SessionState, refs: Sequence[BatchRef], reduction: Reduction
     ) -> Pending:
+        """Return what some batches give at a state, computed again.
+
+        Args:
+            session: the session's name.
+            state: the version that they were sent for.
+            refs: where they are; at least one.
+            reduction: how the gradients are joined.
+
+        Raises:
+            StateLost: what computed was lost on the way.
+        """
         pending: Pending | None = None
-        reduction = Reduction(change.options.get("reduction", Reduction.SUM))
-        for batch, ref in zip(batches, change.batches, strict=True):
+        for ref in refs:
+            batch = decode(await self._durability.read(session, ref))[0]
             pending, _ = await self._executor.forward_backward(state, batch, pending, reduction)
             pending = pending.written(ref)
-        assert pending is not None  # no step is taken with nothing pending
+        assert pending is not None
         return pending
 
+    async def _repeated(self, session: str, state: SessionState, change: Change) -> SessionState:
+        options: Mapping[str, Any] = change.options
+        if change.kind == Kind.OPTIM_STEP:
+            reduction = Reduction(options.get("reduction", Reduction.SUM))
+            pending = await self.pending(session, state, change.batches, reduction)
+            groups = rule_groups(state, options["options"], options.get("groups"))
+            scales = options["scales"]
+            return (await self._executor.optim_step(state, pending, groups, scales))[0]
+        batch = decode(await self._durability.read(session, change.batches[0]))[0]
+        if change.kind == Kind.LOAD:
+            return await self._executor.load(state, batch)
+        rule = override_rule(state.rule, options["options"])
+        return (await self._executor.step(state, batch, rule))[0]
+
     async def _digest(self, state: SessionState) -> str:
-        snapshot = snapshot_of(state)
-        groups = {
-            name: await self._executor.to_host(tensors)
-            for name, tensors in snapshot.tensors.items()
-        }
-        return digest(groups, snapshot.scalars)
+        if state.digest:
+            return state.digest
+        snapshot = snapshot_of(await self._executor.to_host(state))
+        return digest(snapshot.tensors, snapshot.scalars)
 
     def _difference(self, change: Change) -> str:
         before, now = self.epochs.get(change.epoch, {}), self.epochs[max(self.epochs)]

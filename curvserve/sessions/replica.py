@@ -96,18 +96,17 @@ class Replica:
             module.training = training and not evaluating
 
 
-def initial_tensors(model: Model, device: torch.device, seed: int) -> tuple[Tensors, Tensors]:
-    """Return the parameters and buffers that a model starts from.
+def initial_tensors(model: Model, seed: int) -> tuple[Tensors, Tensors]:
+    """Return the parameters and buffers that a model starts from, in host memory.
 
-    They are those of `torch.manual_seed(seed); model.build()`, drawn on the CPU always. May be
-    called while another thread computes.
+    They are those of `torch.manual_seed(seed); model.build()`. May be called while another thread
+    computes.
 
     Args:
         model: the recipe.
-        device: where the tensors shall be.
         seed: the session's seed.
     """
     with OwnGenerator(seed):
         network = model.build()
-    parameters = {name: p.detach().to(device) for name, p in network.named_parameters()}
-    return parameters, {name: b.detach().to(device) for name, b in network.named_buffers()}
+    parameters = {name: p.detach() for name, p in network.named_parameters()}
+    return parameters, {name: b.detach() for name, b in network.named_buffers()}

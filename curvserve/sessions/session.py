@@ -9,7 +9,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from curvserve_client.errors import CheckpointExists, Overloaded, ProblemError, StorageFailed
+from curvserve_client.errors import (
+    CheckpointExists,
+    Overloaded,
+    ProblemError,
+    SessionLost,
+    StorageFailed,
+    WorkersLost,
+)
 from curvserve_client.rules import Quantities, override_rule, rule_options
 from curvserve_client.types import CurvatureResult, EvaluateResult, ParameterSpec, SessionInfo
 from curvserve_client.wire import encode
@@ -21,13 +28,14 @@ from .attendance import Attendance, Caller, Request
 from .curvature import SeenStep
 from .durability import Durability
 from .events import Events
-from .executor import Executor
+from .executor import Executor, StateLost
 from .machine import Expectation, Kind, Machine, Receipt, Ticket
 from .observer import Observer
 from .pending import Pending, Reduction
+from .recovery import Restore
 from .state import SessionState, Tensors
 from .steps import rule_groups
-from .storage import BatchRef, Change, CheckpointInfo, SessionRecord
+from .storage import BatchRef, Change, CheckpointInfo, Level, SessionRecord
 
 log = logging.getLogger("curvserve.sessions")
 
@@ -37,6 +45,9 @@ BatchReader = Callable[[], Awaitable[Tensors]]
 Option = float | int | bool
 
 T = TypeVar("T")
+
+LOSSES = 3
+"""Times in a row that a state may be lost under one request, before its caller is told."""
 
 HISTORY = 4096
 """Steps that `history` can tell of."""
@@ -90,6 +101,7 @@ class Session:
         durability: Durability,
         events: Events,
         observer: Observer,
+        restore: Restore,
         problems: Sequence[str] = (),
         history: Iterable[dict[str, Any]] = (),
     ) -> None:
@@ -98,12 +110,13 @@ class Session:
         Args:
             record: name, model, seed, rule and time of beginning.
             model: the recipe of its model.
-            state: the current version.
+            state: the current version; the executor need not have adopted it.
             machine: its state machine, at the same version.
             executor: who computes.
             durability: who stores.
             events: who tells those who watch.
             observer: who looks at its steps for them.
+            restore: who makes its state again of what is stored.
             problems: what was found damaged or different at recovery.
             history: what was answered to earlier steps, the oldest first.
         """
@@ -116,8 +129,11 @@ class Session:
         self._durability = durability
         self._events = events
         self._observer = observer
+        self._restore = restore
         self._attendance = Attendance(record.name, machine)
         self._turn = asyncio.Lock()
+        self._waking = asyncio.Lock()
+        self._used = time.monotonic()
         self._pending: Pending | None = None
         self._seconds = 0.0
         self._history: deque[dict[str, Any]] = deque(history, maxlen=HISTORY)
@@ -138,6 +154,11 @@ class Session:
         """How many requests wait or are being computed."""
         return self._machine.depth
 
+    @property
+    def is_parked(self) -> bool:
+        """Whether no device holds it: the next request has to wait for one."""
+        return not self._executor.holds(self.state)
+
     def describe(self) -> SessionInfo:
         """Return the session as it is told to clients."""
         state = self.state
@@ -155,7 +176,7 @@ class Session:
             parameters={name: ParameterSpec.of(p) for name, p in state.parameters.items()},
             created=self.record.created,
             problems=self.problems,
-            execution=self._executor.describe(state.model),
+            execution=self._executor.describe(state),
         )
 
     def history(self, after: int = -1) -> list[dict[str, Any]]:
@@ -185,9 +206,13 @@ class Session:
             error.retry_after = max(1.0, math.ceil(self._machine.depth * self._seconds))
             raise
 
-    async def parameters(self, state: SessionState) -> Tensors:
-        """Return a version's parameters in host memory."""
-        return await self._executor.to_host(state.parameters)
+    async def parameters(self) -> tuple[int, Tensors]:
+        """Return the current version and its parameters in host memory."""
+
+        async def read(state: SessionState) -> tuple[int, Tensors]:
+            return state.version, await self._executor.parameters(state)
+
+        return await self._at_state(read)
 
     async def evaluate(self, batch: BatchReader, caller: Caller) -> EvaluateResult:
         """Return loss and metrics of a batch at the current version."""
@@ -317,7 +342,8 @@ class Session:
                 "groups": groups,
                 "reduction": present.reduction,
             }
-            seen = present.quantities if self._observer.is_due() else None
+            # nothing is here where the quantities are elsewhere
+            seen = (present.quantities or None) if self._observer.is_due() else None
             return _Outcome(after, result.to_dict(), present.batches, said, seen=seen)
 
         named = None if batches is None else tuple(batches)
@@ -353,15 +379,18 @@ class Session:
             CheckpointExists: another checkpoint has the name.
             StorageFailed: it could not be written.
         """
-        state = self.state
-        try:
-            info = await self._durability.checkpoint(self.name, name, state, rule_state)
-        except CheckpointExists:
-            found = {each.name: each for each in await self.checkpoints()}[name]
-            if (found.version, found.with_rule_state) != (state.version, rule_state):
-                raise
-            return found  # the retry of a call whose answer was lost
-        self._publish("checkpoint", name=name, version=state.version)
+
+        async def keep(state: SessionState) -> CheckpointInfo:
+            try:
+                return await self._durability.checkpoint(self.name, name, state, rule_state)
+            except CheckpointExists:
+                found = {each.name: each for each in await self.checkpoints()}[name]
+                if (found.version, found.with_rule_state) != (state.version, rule_state):
+                    raise
+                return found  # the retry of a call whose answer was lost
+
+        info = await self._at_state(keep)
+        self._publish("checkpoint", name=name, version=info.version)
         return info
 
     async def checkpoints(self) -> list[CheckpointInfo]:
@@ -380,6 +409,7 @@ class Session:
         """End the session at once; a change under way is not applied any more."""
         self._machine.delete()
         self._observer.close()
+        self._executor.release(self.state)
         await self._durability.delete(self.name)
         self._publish("deleted")
 
@@ -397,7 +427,40 @@ class Session:
 
     async def close(self) -> None:
         """Keep the last version in a snapshot, so that the next start has nothing to replay."""
-        await self._durability.snapshot(self.name, self.state)
+        if self._executor.holds(self.state):
+            await self._durability.snapshot(self.name, self.state)
+
+    async def park(self, seconds: float) -> None:
+        """Keep the current version in a snapshot and let go of its devices, if they are idle.
+
+        The next request that needs the state brings it back.
+
+        Args:
+            seconds: how long nothing must have been asked of the state.
+
+        Raises:
+            StorageFailed: the snapshot could not be written; the devices are kept.
+        """
+
+        def idle() -> bool:
+            unused = self._machine.depth == 0 and time.monotonic() - self._used >= seconds
+            return unused and self._executor.holds(self.state)
+
+        if not idle():
+            return
+        async with self._turn:
+            stored = self._durability.level is not Level.NONE
+            if self._pending is not None and not stored:
+                return  # its batches are kept nowhere else
+            refs = () if self._pending is None else self._pending.batches
+            state = self.state
+            if stored:
+                await self._durability.snapshot(self.name, state, refs)
+            else:
+                state = await self._executor.to_host(state)
+            if idle():  # still
+                self._executor.release(self.state)
+                self.state = state
 
     async def _read(
         self,
@@ -412,7 +475,7 @@ class Session:
         async def work() -> T:
             try:
                 self._machine.start(ticket)
-                found = await compute(self.state)
+                found = await self._at_state(compute)
             except BaseException:
                 self._machine.fail(ticket)
                 raise
@@ -457,7 +520,7 @@ class Session:
         began = time.perf_counter()
         try:
             reached("before_compute")
-            outcome = await compute(self.state)
+            outcome = await self._at_state(compute)
             reached("after_compute")
             self._machine.computed(ticket)
         except ProblemError as error:
@@ -474,6 +537,39 @@ class Session:
         if outcome.seen is not None:
             self._show(before, outcome, outcome.seen)
         return receipt
+
+    async def _at_state(self, compute: Callable[[SessionState], Awaitable[T]]) -> T:
+        """Have something computed at the current version, which is brought back where it is gone.
+
+        Nothing that an executor computes changes anything, so what was lost can be done again.
+        """
+        for _ in range(LOSSES):
+            self._used = time.monotonic()
+            try:
+                if not self._executor.holds(self.state):
+                    async with self._waking:
+                        if not self._executor.holds(self.state):
+                            await self._wake()
+                return await compute(self.state)
+            except StateLost as lost:
+                reason = lost
+                log.warning("session %s: %s; its state is brought back", self.name, lost)
+            finally:
+                self._used = time.monotonic()
+        raise WorkersLost(f"{LOSSES} times in a row: {reason}; the session is unchanged")
+
+    async def _wake(self) -> None:
+        version = self.state.version
+        if not self.state.is_elsewhere:
+            self.state = await self._executor.adopt(self.state, self.name)
+            return
+        state, pending, problems = await self._restore(self.name, self._pending)
+        if state.version != version:
+            self._executor.release(state)
+            message = f"its workers held version {version}; version {state.version} is stored"
+            raise SessionLost(message)
+        self.problems += tuple(problems)
+        self.state, self._pending = state, pending
 
     async def _make_durable(self, ticket: Ticket, outcome: _Outcome, receipt: Receipt) -> None:
         change = Change(

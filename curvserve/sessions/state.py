@@ -1,6 +1,6 @@
 """A session's state: plain values that never change, so that a reader always sees one version."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from curvserve_client.rules import Rule, RuleState
@@ -23,6 +23,7 @@ class SessionState:
         rule_state: what the rule remembers, likewise.
         version: grows by one at every change of the parameters.
         steps: how many of these changes were steps.
+        digest: of the tensors and numbers, where whoever holds them has told it.
     """
 
     model: str
@@ -33,6 +34,16 @@ class SessionState:
     rule_state: RuleState = field(default_factory=RuleState)
     version: int = 0
     steps: int = 0
+    digest: str = ""
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the tensors here tell dtypes and shapes only."""
+        return any(tensor.is_meta for tensor in self.parameters.values())
+
+    def outline(self) -> "SessionState":
+        """Return the same state with tensors that tell dtypes and shapes only."""
+        return self.of(lambda tensors: {name: t.to("meta") for name, t in tensors.items()})
 
     def draw_seed(self, part: int = 0) -> int:
         """Seed of the Monte-Carlo draws made at this version, for one of a step's batches."""
@@ -44,6 +55,16 @@ class SessionState:
             self,
             parameters={name: self.parameters[name] for name in parameters},
             buffers={name: self.buffers[name] for name in buffers},
+        )
+
+    def of(self, change: Callable[[Tensors], Tensors]) -> "SessionState":
+        """Return the same state with each group of tensors put elsewhere."""
+        slots = {slot: change(tensors) for slot, tensors in self.rule_state.tensors.items()}
+        return replace(
+            self,
+            parameters=change(self.parameters),
+            buffers=change(self.buffers),
+            rule_state=RuleState(self.rule_state.scalars, slots),
         )
 
     def stepped(

@@ -45,7 +45,7 @@ def batch(samples: int = 6, scale: float = 1.0) -> dict[str, Tensor]:
 
 def begin(model: Model, rule: Rule | None = None, seed: int = 0) -> tuple[Replica, SessionState]:
     """Return a replica of a model and its first state."""
-    parameters, buffers = initial_tensors(model, CPU, seed)
+    parameters, buffers = initial_tensors(model, seed)
     rule = rule or DiagGGN()
     state = SessionState(model.name, seed, rule, parameters, buffers, rule.start(parameters))
     return Replica.of(model, CPU), state

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from curvserve.models import Model
 from curvserve.sessions import InlineExecutor, SessionState
+from curvserve.sessions.replica import initial_tensors
 from tests.sessions.small import batch, classifier
 
 FIRST, SECOND = torch.device("cpu"), torch.device("cpu", 0)  # the same, by two names
@@ -26,10 +27,11 @@ class Meeting(nn.Module):
         return x
 
 
-async def evaluated(executor: InlineExecutor, model: str) -> tuple[float, str]:
+async def evaluated(executor: InlineExecutor, recipe: Model) -> tuple[float, str]:
     rule = SGD()
-    parameters, buffers = await executor.initial_tensors(model, 0)
-    state = SessionState(model, 0, rule, parameters, buffers, rule.start(parameters))
+    parameters, buffers = initial_tensors(recipe, 0)
+    fresh = SessionState(recipe.name, 0, rule, parameters, buffers, rule.start(parameters))
+    state = await executor.adopt(fresh, "a session")
     return (await executor.evaluate(state, batch())).loss, state.model
 
 
@@ -37,7 +39,7 @@ def run(models: dict[str, Model], devices: dict[str, torch.device]) -> list[tupl
     async def both() -> list[tuple[float, str]]:
         executor = InlineExecutor(models, devices)
         try:
-            return await asyncio.gather(*(evaluated(executor, model) for model in models))
+            return await asyncio.gather(*(evaluated(executor, model) for model in models.values()))
         finally:
             assert executor.close(60)
 

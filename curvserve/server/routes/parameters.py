@@ -57,11 +57,11 @@ _NOT_MODIFIED: Responses = {304: {"description": "The caller has this version."}
 )
 async def get_parameters(request: Request, session: InSession) -> Response:
     """Return every parameter of the current version; 304 where If-None-Match names it."""
-    state = session.state
-    if preconditions.has_version(request, state.version):
-        return Response(status_code=304, headers={"etag": etag(state.version)})
-    found = await session.parameters(state)
-    return await tensor_answer(request, found, {"version": str(state.version)}, state.version)
+    current = session.state.version
+    if preconditions.has_version(request, current):
+        return Response(status_code=304, headers={"etag": etag(current)})
+    version, found = await session.parameters()
+    return await tensor_answer(request, found, {"version": str(version)}, version)
 
 
 @router.put(

@@ -25,6 +25,7 @@ from .records import (
     Stored,
     check_name,
 )
+from .recovery import recover_session
 from .salvage import open_journal
 from .session_folder import DELETED, NEW, SessionFolder, new_place
 from .states import now
@@ -144,6 +145,12 @@ class FolderStore:
             found.durable = max(found.durable, snapshot.version)
             found.forget_old(self._journal, pending)
         return found.durable
+
+    def stored(self, session: str) -> Stored:
+        """See `Store`."""
+        found = self._find(session)
+        with refused(f"{session!r} could not be read", broken=False):
+            return recover_session(found.folder, self._journal.read(found.place)).stored
 
     def delete(self, session: str) -> None:
         """See `Store`."""

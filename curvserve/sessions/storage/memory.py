@@ -16,6 +16,7 @@ from .records import (
     Recovered,
     SessionRecord,
     Snapshot,
+    Stored,
     check_name,
 )
 from .states import State, describe_checkpoint, encode_state, now
@@ -86,6 +87,11 @@ class MemoryStore:
         """See `Store`; the state is not kept."""
         self._find(session)
         return None
+
+    def stored(self, session: str) -> Stored:
+        """See `Store`; always refused."""
+        self._find(session)
+        raise NotStored("nothing is kept at level none")
 
     def delete(self, session: str) -> None:
         """See `Store`."""

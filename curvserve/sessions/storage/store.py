@@ -14,6 +14,7 @@ from .records import (
     Recovered,
     SessionRecord,
     Snapshot,
+    Stored,
 )
 
 
@@ -86,6 +87,15 @@ class Store(Protocol):
 
         Returns:
             The session's durable version, None where nothing is kept.
+        """
+        ...
+
+    def stored(self, session: str) -> Stored:
+        """Return what is kept of a session that lives, as `recover` would find it.
+
+        Raises:
+            NotStored: nothing is kept.
+            Damaged: there is no sound state of it.
         """
         ...
 
