@@ -6,15 +6,16 @@ here knows HTTP, threads or event loops.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from curvserve_client.errors import NonFinite, OutOfMemory, UnknownQuantity
 from curvserve_client.types import CurvatureResult, EvaluateResult
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from ..engine import Evaluation
+from ..engine import Evaluation, Part, loss_share, merge_parts
 from ..engine.errors import EngineError, NonFiniteError
 from ..engine.memory_format import run
 from ..models import Support, find_support
@@ -23,6 +24,24 @@ from .finite import check_finite
 from .replica import Replica
 from .seeding import seeded
 from .state import SessionState, Tensors
+
+
+class Found(NamedTuple):
+    """What a batch, or a part of one, gave.
+
+    Attributes:
+        loss: the loss, or a part's share of it; 0-dimensional.
+        quantities: quantity -> parameter name -> result, or a part's state.
+        metrics: name -> value, or what a part contributes to the mean over the samples.
+    """
+
+    loss: Tensor
+    quantities: dict[str, dict[str, Any]]
+    metrics: Mapping[str, Tensor]
+
+    def told(self) -> dict[str, float]:
+        """Return the metrics as numbers."""
+        return {name: value.item() for name, value in self.metrics.items()}
 
 
 def evaluate(replica: Replica, state: SessionState, batch: Tensors) -> EvaluateResult:
@@ -38,13 +57,18 @@ def evaluate(replica: Replica, state: SessionState, batch: Tensors) -> EvaluateR
         NonFinite: the loss or a metric is not finite.
         OutOfMemory: the device cannot hold the batch.
     """
+    samples = len(batch["inputs"])
+
+    def part(own: range) -> Found:
+        taken = _taken(replica, batch, own)
+        outputs = run(replica.bind(state, evaluating=True), taken.inputs)
+        return Found(_loss(replica, outputs, taken), {}, _metrics(replica, outputs, taken))
+
     with told_as_problems(), torch.no_grad():
-        inputs, targets = _to_device(replica, batch)
-        outputs = run(replica.bind(state, evaluating=True), inputs)
-        loss = replica.loss(outputs, targets)
-        check_finite({"loss": loss})
-        metrics = _metrics(replica, outputs, targets)
-    return EvaluateResult(loss.item(), metrics, state.version, len(inputs))
+        check_values(replica.model, batch)
+        found = replica.together("evaluate", samples, part)
+        _check_found(found)
+        return EvaluateResult(found.loss.item(), found.told(), state.version, samples)
 
 
 def curvature(
@@ -70,19 +94,66 @@ def curvature(
         OutOfMemory: the device cannot hold the batch.
     """
     with told_as_problems():
-        found, metrics = differentiate(replica, state, batch, quantities, mc_samples)
-        tensors = {
-            quantity: {name: tensor.cpu() for name, tensor in found.quantities[quantity].items()}
-            for quantity in quantities
-        }
-    return CurvatureResult(
-        loss=found.loss.item(),
-        metrics=metrics,
-        version=state.version,
-        seed=state.draw_seed(),
-        samples=len(batch["inputs"]),
-        tensors=tensors,
-    )
+        found = differentiate(replica, state, batch, quantities, mc_samples)
+        return _curvature(state, found, len(batch["inputs"]))
+
+
+def curvature_part(
+    replica: Replica,
+    state: SessionState,
+    batch: Tensors,
+    quantities: Sequence[str],
+    mc_samples: int,
+    own: range,
+) -> Found:
+    """Return what some samples of a batch contribute to its quantities, in host memory.
+
+    Args:
+        replica: the model on its device.
+        state: the version to differentiate at.
+        batch: `inputs` and `targets` of all samples in host memory, their layout checked.
+        quantities: names that the engine knows.
+        mc_samples: draws per sample.
+        own: the samples, consecutive ones.
+
+    Raises:
+        ProblemError: as `curvature`.
+    """
+    with told_as_problems():
+        check_values(replica.model, batch)
+        found = _found(replica, state, batch, quantities, mc_samples, state.draw_seed(), own)
+        on_host: Found = tree_map_only(Tensor, Tensor.cpu, found)
+        return on_host
+
+
+def curvature_of_parts(
+    state: SessionState,
+    parts: Sequence[Found],
+    samples: int,
+    quantities: Sequence[str],
+    mc_samples: int,
+) -> CurvatureResult:
+    """Return what `curvature` does of a batch, of which parts are there.
+
+    Args:
+        state: the version that was differentiated at.
+        parts: what `curvature_part` returned, in the order of the samples.
+        samples: how many samples there were.
+        quantities: names that the engine knows.
+        mc_samples: draws per sample.
+
+    Raises:
+        NonFinite: the loss, a metric or a quantity is not finite.
+    """
+    evaluations = [Evaluation(part.loss, part.loss[None], part.quantities) for part in parts]
+    whole = merge_parts(evaluations, quantities, mc_samples)
+    metrics = {
+        name: torch.stack([part.metrics[name] for part in parts]).sum(0)
+        for name in parts[0].metrics
+    }
+    found = Found(whole.loss, whole.quantities, metrics)
+    _check_found(found)
+    return _curvature(state, found, samples)
 
 
 def support(replica: Replica) -> Support:
@@ -130,8 +201,8 @@ def differentiate(
     quantities: Sequence[str],
     mc_samples: int = 1,
     part: int = 0,
-) -> tuple[Evaluation, dict[str, float]]:
-    """Return quantities of a batch, on the device, and metrics.
+) -> Found:
+    """Return loss, quantities and metrics of a batch, on the device.
 
     Args:
         replica: the model on its device.
@@ -144,24 +215,32 @@ def differentiate(
     Raises:
         ProblemError: as `curvature`.
     """
-    inputs, targets = _to_device(replica, batch)
-    replica.bind(state)
-    # the global generators are seeded for what the network itself draws, dropout for one
+    check_values(replica.model, batch)
     seed = state.draw_seed(part)
-    with seeded(seed, replica.drawing), torch.enable_grad():
-        found = replica.evaluator(inputs, targets, quantities, seed=seed, mc_samples=mc_samples)
-    check_finite({"loss": found.loss})
-    for quantity in quantities:
-        check_finite(named(quantity, found.quantities[quantity]))
-    return found, _metrics(replica, found.outputs, targets)
+
+    def compute(own: range) -> Found:
+        return _found(replica, state, batch, quantities, mc_samples, seed, own)
+
+    what = "differentiate", tuple(quantities), mc_samples
+    found = replica.together(what, len(batch["inputs"]), compute)
+    if replica.team is not None:
+        whole = Evaluation(found.loss, found.loss, found.quantities)
+        merged = merge_parts([whole], quantities, mc_samples)
+        found = found._replace(quantities=merged.quantities)
+    _check_found(found)
+    return found
 
 
 def loss_at(replica: Replica, state: SessionState, parameters: Tensors, batch: Tensors) -> float:
     """Return the loss of a batch at other parameters, in the mode and with the draws of a step."""
-    inputs, targets = _to_device(replica, batch)
-    network = replica.bind(replace(state, parameters=parameters))
-    with seeded(state.draw_seed(), replica.drawing):
-        return float(replica.loss(run(network, inputs), targets))
+
+    def part(own: range) -> Tensor:
+        taken = _taken(replica, batch, own)
+        network = replica.bind(replace(state, parameters=parameters))
+        with seeded(state.draw_seed(), replica.drawing):
+            return _loss(replica, run(network, taken.inputs), taken)
+
+    return float(replica.together("loss_at", len(batch["inputs"]), part))
 
 
 def named(group: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,11 +248,77 @@ def named(group: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{group}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def _to_device(replica: Replica, batch: Tensors) -> tuple[Tensor, Tensor]:
-    model = replica.model
-    check_values(model, batch)
-    inputs = model.inputs.convert(_aligned(batch["inputs"], replica.device))
-    return inputs, model.targets.convert(_aligned(batch["targets"], replica.device))
+@dataclass(frozen=True)
+class _Taken:
+    """Some samples of a batch, on the device.
+
+    Attributes:
+        inputs: theirs.
+        targets: theirs.
+        whole: the targets of the whole batch.
+        part: where they stand in it; None for all of it.
+        share: how much of it they are.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    whole: Tensor
+    part: Part | None
+    share: float
+
+
+def _taken(replica: Replica, batch: Tensors, own: range) -> _Taken:
+    model, samples = replica.model, len(batch["inputs"])
+    mine = batch["inputs"][own.start : own.stop]
+    inputs = model.inputs.convert(_aligned(mine, replica.device))
+    whole = model.targets.convert(_aligned(batch["targets"], replica.device))
+    if len(own) == samples:
+        return _Taken(inputs, whole, whole, None if replica.team is None else Part(0, samples), 1.0)
+    part = Part(own.start, samples)
+    return _Taken(inputs, part.own(whole, len(own)), whole, part, len(own) / samples)
+
+
+def _found(
+    replica: Replica,
+    state: SessionState,
+    batch: Tensors,
+    quantities: Sequence[str],
+    mc_samples: int,
+    seed: int,
+    own: range,
+) -> Found:
+    taken = _taken(replica, batch, own)
+    replica.bind(state)
+    # the global generators are seeded for what the network itself draws, dropout for one
+    with seeded(seed, replica.drawing), torch.enable_grad():
+        found = replica.evaluator(
+            taken.inputs,
+            taken.whole,
+            quantities,
+            seed=seed,
+            mc_samples=mc_samples,
+            part=taken.part,
+        )
+    return Found(found.loss, found.quantities, _metrics(replica, found.outputs, taken))
+
+
+def _check_found(found: Found) -> None:
+    check_finite({"loss": found.loss})
+    for quantity, tensors in found.quantities.items():
+        check_finite(named(quantity, tensors))
+    if found.metrics:
+        check_finite(named("metrics", found.metrics))
+
+
+def _curvature(state: SessionState, found: Found, samples: int) -> CurvatureResult:
+    return CurvatureResult(
+        loss=found.loss.item(),
+        metrics=found.told(),
+        version=state.version,
+        seed=state.draw_seed(),
+        samples=samples,
+        tensors={quantity: host(tensors) for quantity, tensors in found.quantities.items()},
+    )
 
 
 def _aligned(tensor: Tensor, device: torch.device) -> Tensor:
@@ -182,11 +327,16 @@ def _aligned(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, copy=True)
 
 
-def _metrics(replica: Replica, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-    values = {name: metric(outputs, targets) for name, metric in replica.model.metrics.items()}
-    if values:
-        check_finite({f"metrics.{name}": value for name, value in values.items()})
-    return {name: value.item() for name, value in values.items()}
+def _loss(replica: Replica, outputs: Tensor, taken: _Taken) -> Tensor:
+    loss: Tensor = replica.loss(outputs, taken.targets)
+    return loss * loss_share(replica.loss, outputs, taken.targets, taken.whole)
+
+
+def _metrics(replica: Replica, outputs: Tensor, taken: _Taken) -> dict[str, Tensor]:
+    values = {
+        name: metric(outputs, taken.targets) for name, metric in replica.model.metrics.items()
+    }
+    return values if taken.share == 1 else {k: value * taken.share for k, value in values.items()}
 
 
 @contextmanager

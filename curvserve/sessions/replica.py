@@ -1,7 +1,9 @@
 """A model built on a device, into which any session's tensors are put before it computes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -10,6 +12,9 @@ from ..engine import Evaluator
 from ..models import Model
 from .seeding import OwnGenerator
 from .state import SessionState, Tensors
+from .team import Team, span
+
+T = TypeVar("T")
 
 EAGER = "eager so far"
 
@@ -28,6 +33,7 @@ class Replica:
         evaluator: the engine for these two.
         modes: each module of the network -> whether the model built it in training mode.
         drawing: the devices whose global generators the network's own draws come from.
+        team: who computes each batch together with this one; None for nobody.
     """
 
     model: Model
@@ -37,9 +43,12 @@ class Replica:
     evaluator: Evaluator
     modes: Mapping[nn.Module, bool]
     drawing: Sequence[torch.device]
+    team: Team | None = None
 
     @classmethod
-    def of(cls, model: Model, device: torch.device, *, alone: bool = True) -> "Replica":
+    def of(
+        cls, model: Model, device: torch.device, *, alone: bool = True, team: Team | None = None
+    ) -> "Replica":
         """Build a model on a device.
 
         Args:
@@ -47,13 +56,28 @@ class Replica:
             device: where.
             alone: whether no other device computes at the same time; another thread's passes would
                 take numbers from the CPU's generator.
+            team: who computes each batch together with this one.
         """
         with OwnGenerator(0):
             network, loss = model.build(), model.loss().to(device)
         network = network.to(device)
         modes = {module: module.training for module in network.modules()}
         drawing = dict.fromkeys([device, CPU] if alone else [device])
-        return cls(model, network, loss, device, Evaluator(network, loss), modes, list(drawing))
+        evaluator = Evaluator(network, loss)
+        return cls(model, network, loss, device, evaluator, modes, list(drawing), team)
+
+    def together(self, what: Hashable, samples: int, part: Callable[[range], T]) -> T:
+        """Return what all samples of a batch give, of which a team has each a part.
+
+        Args:
+            what: names what is computed.
+            samples: how many there are.
+            part: computes what some of them contribute to a sum.
+        """
+        if self.team is None:
+            return part(range(samples))
+        own = span(samples, self.team.rank, self.team.workers)
+        return self.team.total(what, partial(part, own) if own else None)
 
     def bind(self, state: SessionState, *, evaluating: bool = False) -> nn.Module:
         """Put a state's tensors into the network and return it.

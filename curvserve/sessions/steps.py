@@ -55,16 +55,14 @@ def step(
         OutOfMemory: the device cannot hold the batch.
     """
     with jobs.told_as_problems(), torch.no_grad():
-        found, metrics = jobs.differentiate(
-            replica, state, batch, rule.quantities(state.rule_state)
-        )
+        found = jobs.differentiate(replica, state, batch, rule.quantities(state.rule_state))
 
         def loss_at(parameters: Tensors) -> float:
             return jobs.loss_at(replica, state, parameters, batch)
 
         if see is not None:
             see(found.quantities)
-        pending = Pending(found.quantities, found.loss, metrics, len(batch["inputs"]))
+        pending = Pending(found.quantities, found.loss, found.told(), len(batch["inputs"]))
         whole = [RuleGroup(tuple(state.parameters), rule)]
         return _applied(state, pending, whole, loss_at, replica.buffers())
 
@@ -115,8 +113,8 @@ def forward_backward(
     part = len(before.batches) if before else 0
     with jobs.told_as_problems(), torch.no_grad():
         wanted = state.rule.quantities(state.rule_state)
-        found, metrics = jobs.differentiate(replica, state, batch, wanted, part=part)
-        samples = len(batch["inputs"])
+        found = jobs.differentiate(replica, state, batch, wanted, part=part)
+        samples, metrics = len(batch["inputs"]), found.told()
         new = Pending(found.quantities, found.loss, metrics, samples, reduction=reduction)
         pending = new if before is None else before.and_then(new)
         for quantity, tensors in pending.quantities.items():

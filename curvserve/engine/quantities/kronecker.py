@@ -7,12 +7,13 @@ Martens, ICML 2016; Botev, Ritter, Barber, ICML 2017; George et al., NeurIPS 201
 al., NeurIPS 2023.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from curvserve.engine.errors import UncoveredParameterError
 from curvserve.engine.quantities.base import ColumnQuantity, Exact, MonteCarlo
@@ -51,6 +52,23 @@ class _Factors:
     def in_order(self, t: Tensor, axis: int) -> Tensor:
         """What has an axis of the entries of a, with these in the order of the columns of W."""
         return t if self.order is None else t.index_select(axis, self.order)
+
+
+def _sums(factors: _Factors) -> tuple[list[Tensor], Any]:
+    """What of the factors of some samples adds up, and what is the same for all."""
+    if factors.columns:
+        raise TypeError("columns of different samples do not add up")
+    counted = factors.outer.new_tensor(factors.samples)
+    inner = [] if factors.inner is None else [factors.inner]
+    return [counted, factors.outer, *inner], factors.order
+
+
+def _of_sums(sums: Iterable[Tensor], order: Any) -> _Factors:
+    samples, outer, *inner = sums
+    return _Factors(round(samples.item()), outer, inner[0] if inner else None, order)
+
+
+register_pytree_node(_Factors, _sums, _of_sums)
 
 
 class _Kronecker(ColumnQuantity):
