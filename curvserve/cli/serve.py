@@ -113,6 +113,44 @@ def serve(
             help="Between not ready and the closed door, for a load balancer to notice.",
         ),
     ] = 0.0,
+    executor: Annotated[
+        Literal["inline", "ray"],
+        typer.Option(
+            help="Who computes: threads of this process, or workers on a Ray cluster, for each "
+            "session its own (pip install 'curvserve[ray]').",
+        ),
+    ] = "inline",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, host:port or ray://host:port of a Ray cluster; without it one is begun on "
+            "this machine.",
+        ),
+    ] = None,
+    workers_per_session: Annotated[
+        int,
+        typer.Option(min=1, help="Workers that divide the batches of a session."),
+    ] = 1,
+    cpus_per_worker: Annotated[
+        float,
+        typer.Option(min=0.01, help="CPUs that a worker occupies and computes with."),
+    ] = 1.0,
+    placement: Annotated[
+        Literal["strict_pack", "pack", "spread", "strict_spread"],
+        typer.Option(help="Whether the workers of a session are on one machine or on many."),
+    ] = "pack",
+    place_seconds: Annotated[
+        float,
+        typer.Option(min=0.001, help="How long a session waits for free devices."),
+    ] = 60.0,
+    worker_seconds: Annotated[
+        float,
+        typer.Option(min=0.001, help="After which a worker that does not answer is lost."),
+    ] = 300.0,
+    park_seconds: Annotated[
+        float,
+        typer.Option(min=0.001, help="After which an idle session lets go of its workers."),
+    ] = 600.0,
     log_format: Annotated[
         Literal["console", "json"],
         typer.Option(help="How a line of log is written."),
@@ -138,6 +176,7 @@ def serve(
     keep_freed()
     add_working_folder()
     from ..api_keys import KeyFileError, KeyRing
+    from ..cluster.options import ClusterOptions, NoCluster
     from ..failpoints import UnknownFailpoint, arm
     from ..models import ModelError, all_with_weights, resolve_all
     from ..server import Limits, create_app, logs
@@ -156,6 +195,7 @@ def serve(
         stall_seconds=stall_seconds,
         work_seconds=work_seconds,
         shutdown_seconds=shutdown_seconds,
+        park_seconds=park_seconds,
         notice_seconds=notice_seconds,
     )
     with refusing(
@@ -164,6 +204,7 @@ def serve(
         ModelError,
         DeviceNotFound,
         CannotListen,
+        NoCluster,
         NoDataFolder,
         StorageError,
         UnknownFailpoint,
@@ -172,8 +213,23 @@ def serve(
         keys = KeyRing.read(api_keys) if api_keys else None
         tls = tls_context(tls_cert, tls_key)
         recipes = all_with_weights(resolve_all(model or ["mnist_cnn"]), weights or [])
-        devices = find_devices(device or [], [recipe.name for recipe in recipes])
-        open_store = store_opener(data_dir, durability, devices.values())
+        names = [recipe.name for recipe in recipes]
+        if executor == "ray":
+            from ..cluster.beginning import begin
+
+            options = ClusterOptions(
+                address=ray_address,
+                workers=workers_per_session,
+                placement=placement,
+                cpus=cpus_per_worker,
+                place_seconds=place_seconds,
+                worker_seconds=worker_seconds,
+            )
+            devices, computing = begin(recipes, device or [], options)
+        else:
+            devices, computing = find_devices(device or [], names), None
+        who = f"ray, {workers_per_session}" if computing else executor
+        open_store = store_opener(data_dir, durability, devices.values(), who)
         application = create_app(
             recipes,
             devices,
@@ -181,12 +237,12 @@ def serve(
             keys=keys,
             open_store=open_store,
             snapshot_every=snapshot_every,
+            executor=computing,
         )
         if uds is not None:
             listener = listen_at(uds)
         else:
             listener = listen(host, port, insecure=insecure or keys is not None)
         application.state.context.durability.open()
-    names = ", ".join(recipe.name for recipe in recipes)
     address = address_of(listener, tls=tls is not None)
-    run(application, listener, f"curvserve: serving {names} at {address}", tls)
+    run(application, listener, f"curvserve: serving {', '.join(names)} at {address}", tls)

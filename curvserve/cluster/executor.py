@@ -1,9 +1,6 @@
 """The executor `ray`: each session has workers of its own, on any machine of a cluster."""
 
 import asyncio
-import logging
-import os
-import signal
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +19,7 @@ from curvserve_client.types import (
 from .. import phases
 from ..models import Model, Support
 from ..sessions import InlineExecutor
-from ..sessions.executor import StateLost
+from ..sessions.executor import Demand, StateLost
 from ..sessions.pending import Pending, Reduction
 from ..sessions.state import SessionState, Tensors
 from . import transfer
@@ -71,28 +68,20 @@ class RayExecutor:
         devices: Mapping[str, torch.device],
         options: ClusterOptions,
     ) -> None:
-        """Join the cluster, or begin one.
+        """Begin without workers, in a process that has joined a cluster.
 
         Args:
             models: name -> recipe.
             devices: name -> what its workers compute on.
             options: the workers.
-
-        Raises:
-            NoCluster: there is none at the address.
         """
         self._models, self._devices, self._options = models, devices, options
         here = dict.fromkeys(models, torch.device("cpu"))
         self._here = InlineExecutor(models, here)
         self._groups: weakref.WeakSet[Group] = weakref.WeakSet()
         self._divisible: dict[str, bool] = {}
-        self.waiting = 0
-        _join(options)
-
-    @property
-    def workers(self) -> int:
-        """How many workers there are, of all sessions."""
-        return sum(group.workers for group in self._groups if group.alive)
+        self._waiting = 0
+        transfer.register()
 
     def describe(self, state: SessionState) -> str:
         """See `Executor`."""
@@ -109,11 +98,11 @@ class RayExecutor:
             self._divisible[state.model] = await asyncio.to_thread(is_divisible, model)
         workers = self._options.workers if self._divisible[state.model] else 1
         device = self._devices[state.model].type
-        self.waiting += 1
+        self._waiting += 1
         try:
             group = await Group.begun(session, model, device, self._options, workers)
         finally:
-            self.waiting -= 1
+            self._waiting -= 1
         self._groups.add(group)
         held = _Held(group)
         answers = await group.ask("adopt", 0, held.number, await _put(state))
@@ -213,6 +202,10 @@ class RayExecutor:
         found: SessionState = (await at.group.ask("to_host", at.number, 0, first=True))[0].value
         return found
 
+    def demand(self) -> Demand | None:
+        """See `Executor`."""
+        return Demand(sum(g.workers for g in self._groups if g.alive), self._waiting)
+
     def close(self, seconds: float) -> bool:
         """See `Executor`; workers end with this process, whatever they do."""
         for group in self._groups:
@@ -269,28 +262,3 @@ def _after(before: SessionState, held: _Held, answers: Sequence[Answer]) -> _Hel
 async def _put(value: Any) -> Any:
     """Return a reference to a value, which is shared by the workers of a node."""
     return await asyncio.to_thread(ray.put, value)
-
-
-class NoCluster(Exception):
-    """There is no Ray cluster at the address; the text says what was tried."""
-
-
-def _join(options: ClusterOptions) -> None:
-    """Connect this process to Ray."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told that one was begun
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        ray.init(
-            address=options.address or "local",
-            namespace="curvserve",
-            include_dashboard=None if options.address else False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = options.address or "this machine"
-        raise NoCluster(f"no Ray cluster at {where}: {error}") from error
-    finally:
-        for number, handler in handlers.items():  # how this process ends is its own affair
-            signal.signal(number, handler)
-    transfer.register()

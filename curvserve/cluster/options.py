@@ -6,6 +6,10 @@ from typing import Literal
 Placement = Literal["strict_pack", "pack", "spread", "strict_spread"]
 
 
+class NoCluster(Exception):
+    """There is no Ray, or no cluster at the address; the text says what was tried."""
+
+
 @dataclass(frozen=True)
 class ClusterOptions:
     """How many workers a session has, what each occupies, and how long is waited for them.

@@ -12,7 +12,7 @@ from fastapi.telemetry import TelemetryConfig
 from .. import __version__
 from ..api_keys import KeyRing
 from ..models import Model
-from ..sessions import Durability, InlineExecutor, Sessions
+from ..sessions import Durability, Executor, InlineExecutor, Sessions
 from ..sessions.durability import SNAPSHOT_EVERY
 from ..sessions.storage import MemoryStore, Store
 from .access import Access
@@ -38,6 +38,7 @@ def create_app(
     telemetry: TelemetryConfig | None = None,
     open_store: Callable[[], Store] = MemoryStore,
     snapshot_every: int = SNAPSHOT_EVERY,
+    executor: Executor | None = None,
 ) -> FastAPI:
     """Return the application.
 
@@ -52,6 +53,7 @@ def create_app(
         telemetry: FastAPI's OpenTelemetry; where None, what the variables OTEL_* say.
         open_store: makes what keeps the sessions.
         snapshot_every: changes between two snapshots of a session.
+        executor: who computes; threads of this process where None.
 
     Raises:
         ModelUnfit: a model does not work.
@@ -59,11 +61,12 @@ def create_app(
     limits = limits or Limits()
     recipes = {model.name: model for model in models}
     devices = devices or dict.fromkeys(recipes, torch.device("cpu"))
-    executor = InlineExecutor(recipes, devices)
+    executor = executor or InlineExecutor(recipes, devices)
     catalogue = Catalogue(recipes, devices, executor)
     durability = Durability(open_store, executor.to_host, snapshot_every)
     sessions = Sessions(recipes, executor, durability, limits.queue)
-    metrics, bodies = Metrics(sessions.list, lambda: durability.folder), Bodies(limits.bodies_bytes)
+    metrics = Metrics(sessions.list, lambda: durability.folder, executor.demand)
+    bodies = Bodies(limits.bodies_bytes)
     status = Status(sessions, keyed=keys is not None)
     context = Context(sessions, executor, durability, limits, catalogue, metrics, bodies, keys)
     app = FastAPI(
@@ -98,7 +101,8 @@ def _lifespan(
                     await context.sessions.create(name, name=name)
             context.catalogue.begin()
             context.ready = True
-            async with _beside(status.tell()):
+            parking = context.sessions.park(context.limits.park_seconds)
+            async with _beside(status.tell()), _beside(parking):
                 yield
                 await context.sessions.finish(context.limits.shutdown_seconds)
                 await context.catalogue.finish(context.limits.shutdown_seconds)

@@ -35,7 +35,11 @@ class Catalogue:
         self._models = models
         self._devices = devices
         self._executor = executor
-        self._parameters = {name: _parameters(m, devices[name]) for name, m in models.items()}
+        self._parameters = {
+            # what workers have need not be here
+            name: _parameters(model, torch.device("cpu") if executor.lends else devices[name])
+            for name, model in models.items()
+        }
         self._found: dict[str, asyncio.Task[ModelSpec]] = {}
 
     def begin(self) -> None:

@@ -31,12 +31,24 @@ def find_devices(choices: Sequence[str], models: Sequence[str]) -> dict[str, tor
     """Return where each model is computed.
 
     Args:
-        choices: `DEVICE` for all models, `MODEL=DEVICE` for one, which goes before; a device as
-            `find_device` takes it, `auto` by default.
+        choices: see `chosen_devices`; a device as `find_device` takes it.
         models: names of the models.
 
     Raises:
         DeviceNotFound: no such device here, no such model, or two devices for the same.
+    """
+    return {name: find_device(device) for name, device in chosen_devices(choices, models).items()}
+
+
+def chosen_devices(choices: Sequence[str], models: Sequence[str]) -> dict[str, str]:
+    """Return the device that is chosen for each model, `auto` where none is.
+
+    Args:
+        choices: `DEVICE` for all models, `MODEL=DEVICE` for one, which goes before.
+        models: names of the models.
+
+    Raises:
+        DeviceNotFound: no such model, or two devices for the same.
     """
     chosen: dict[str, str] = {}
     for choice in choices:
@@ -50,4 +62,4 @@ def find_devices(choices: Sequence[str], models: Sequence[str]) -> dict[str, tor
             )
         chosen[name] = device
     rest = chosen.get("", "auto")
-    return {name: find_device(chosen.get(name, rest)) for name in models}
+    return {name: chosen.get(name, rest) for name in models}

@@ -21,6 +21,8 @@ class Limits:
         queue: requests of one session that may wait or be computed at a time.
         notice_seconds: time between not being ready any more and closing the door, for a load
             balancer to notice.
+        park_seconds: time after which a session that nothing was asked of lets go of devices that
+            are its own.
         shutdown_seconds: time that admitted work is given when the server stops.
     """
 
@@ -34,4 +36,5 @@ class Limits:
     work_seconds: float = 600.0
     queue: int = 32
     notice_seconds: float = 0.0
+    park_seconds: float = 600.0
     shutdown_seconds: int = 30

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from .. import __version__
 from ..sessions import Session
+from ..sessions.executor import Demand
 from .exchange import Exchange
 from .route_table import SCOPES
 
@@ -55,6 +56,7 @@ class Metrics:
         self,
         sessions: Callable[[], Iterable[Session]],
         folder: Callable[[], Path | None] = lambda: None,
+        demand: Callable[[], Demand | None] = lambda: None,
     ) -> None:
         """Begin at zero.
 
@@ -62,10 +64,12 @@ class Metrics:
             sessions: gives the sessions that there are; asked at each scrape, so that what is told
                 of a session ends with it.
             folder: gives the data folder, if there is one.
+            demand: gives what sessions occupy and wait for, where devices are lent to them.
         """
         self._registry = registry = CollectorRegistry()
         registry.register(_Sessions(sessions))
         registry.register(_Disk(folder))
+        registry.register(_Lent(sessions, demand))
         ProcessCollector(registry=registry)
         build = Info("curvserve_build", "What is running.", registry=registry)
         versions = {"torch": torch.__version__, "python": platform.python_version()}
@@ -139,6 +143,28 @@ class _Sessions(Collector):
             for session in sessions:
                 gauge.add_metric([session.name], value(session))
             yield gauge
+
+
+class _Lent(Collector):
+    """Of the devices that sessions have for themselves: what decides how many there should be."""
+
+    def __init__(
+        self, sessions: Callable[[], Iterable[Session]], demand: Callable[[], Demand | None]
+    ) -> None:
+        self._sessions = sessions
+        self._demand = demand
+
+    def collect(self) -> Iterator[Metric]:
+        demand = self._demand()
+        if demand is None:
+            return
+        parked = sum(session.is_parked for session in self._sessions())
+        for name, meaning, value in (
+            ("curvserve_workers", "Worker processes that compute for sessions.", demand.workers),
+            ("curvserve_waiting_sessions", "Sessions that wait for devices.", demand.waiting),
+            ("curvserve_parked_sessions", "Sessions that occupy no device.", parked),
+        ):
+            yield GaugeMetricFamily(name, meaning, value)
 
 
 class _Disk(Collector):

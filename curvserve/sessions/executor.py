@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from time import perf_counter
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import torch
 from curvserve_client.rules import Quantities, Rule, RuleGroup
@@ -33,6 +33,18 @@ class StateLost(Exception):
 
     The state can be adopted again, and the same be asked of it. The text says what happened.
     """
+
+
+class Demand(NamedTuple):
+    """What an executor that lends occupies, for who adds and removes machines.
+
+    Attributes:
+        workers: how many work for sessions.
+        waiting: sessions that wait for free devices.
+    """
+
+    workers: int
+    waiting: int
 
 
 class Executor(Protocol):
@@ -133,6 +145,10 @@ class Executor(Protocol):
 
     async def to_host(self, state: SessionState) -> SessionState:
         """Return a state with all of its tensors in host memory."""
+        ...
+
+    def demand(self) -> Demand | None:
+        """Tell what is occupied and waited for; None where nothing is lent."""
         ...
 
     def close(self, seconds: float) -> bool:
@@ -239,6 +255,10 @@ class InlineExecutor:
         if self._devices[state.model].type == "cpu":
             return state
         return await self._run(self._devices[state.model], lambda: state.of(jobs.host))
+
+    def demand(self) -> Demand | None:
+        """See `Executor`; nothing is lent."""
+        return None
 
     def close(self, seconds: float) -> bool:
         """See `Executor`; a thread cannot be ended from outside."""

@@ -16,7 +16,10 @@ class NoDataFolder(ValueError):
 
 
 def store_opener(
-    folder: Path | None, level: str | None, devices: Iterable[torch.device]
+    folder: Path | None,
+    level: str | None,
+    devices: Iterable[torch.device],
+    executor: str = "inline",
 ) -> Callable[[], Store]:
     """Return what opens the store.
 
@@ -24,6 +27,7 @@ def store_opener(
         folder: the data folder.
         level: a name of `Level`; None for `full` with a folder and `none` without.
         devices: where steps are computed.
+        executor: who computes them.
 
     Raises:
         NoDataFolder: the level and the folder do not fit.
@@ -35,22 +39,24 @@ def store_opener(
         if folder is not None:
             raise NoDataFolder("--durability none keeps nothing: leave --data-dir out")
         return MemoryStore
-    return partial(FolderStore, folder, chosen, environment(devices))
+    return partial(FolderStore, folder, chosen, environment(devices, executor))
 
 
-def environment(devices: Iterable[torch.device]) -> Mapping[str, str]:
+def environment(devices: Iterable[torch.device], executor: str = "inline") -> Mapping[str, str]:
     """Return what decides over the bits of a step: a replay elsewhere may give others.
 
     Args:
         devices: where steps are computed.
+        executor: who computes them; how many share a batch decides in which order is added up.
     """
     names = sorted({_name(device) for device in devices})
-    cuda = names != ["cpu"]
+    cuda = names != ["cpu"] and torch.cuda.is_available()
     versions = {"cuDNN": str(torch.backends.cudnn.version())} if cuda else {}
     return {
         "curvserve": __version__,
         "torch": torch.__version__,
         "device": ", ".join(names),
+        "executor": executor,
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
@@ -59,4 +65,5 @@ def environment(devices: Iterable[torch.device]) -> Mapping[str, str]:
 
 
 def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    here = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if here else device.type
