@@ -135,6 +135,14 @@ def serve(
         float,
         typer.Option(min=0.01, help="CPUs that a worker occupies and computes with."),
     ] = 1.0,
+    shard_state: Annotated[
+        bool,
+        typer.Option(
+            "--shard-state",
+            help="Each worker keeps a slice of what the rule remembers: less memory, for rules "
+            "that step each coordinate apart.",
+        ),
+    ] = False,
     placement: Annotated[
         Literal["strict_pack", "pack", "spread", "strict_spread"],
         typer.Option(help="Whether the workers of a session are on one machine or on many."),
@@ -222,13 +230,14 @@ def serve(
                 workers=workers_per_session,
                 placement=placement,
                 cpus=cpus_per_worker,
+                shard_state=shard_state,
                 place_seconds=place_seconds,
                 worker_seconds=worker_seconds,
             )
             devices, computing = begin(recipes, device or [], options)
         else:
             devices, computing = find_devices(device or [], names), None
-        who = f"ray, {workers_per_session}" if computing else executor
+        who = f"ray, {workers_per_session} workers" if computing else executor
         open_store = store_opener(data_dir, durability, devices.values(), who)
         application = create_app(
             recipes,

@@ -22,6 +22,7 @@ from ..sessions import InlineExecutor
 from ..sessions.executor import Demand, StateLost
 from ..sessions.pending import Pending, Reduction
 from ..sessions.state import SessionState, Tensors
+from ..sessions.storage.digest import hash_parts
 from . import transfer
 from .divisible import is_divisible
 from .group import Group
@@ -97,10 +98,17 @@ class RayExecutor:
         if state.model not in self._divisible:
             self._divisible[state.model] = await asyncio.to_thread(is_divisible, model)
         workers = self._options.workers if self._divisible[state.model] else 1
+        sharded = self._options.shard_state and workers > 1 and state.rule.elementwise
+        remarks = []
+        if workers < self._options.workers:
+            remarks.append("one worker: the model's samples depend on each other or on chance")
+        elif self._options.shard_state and workers > 1 and not sharded:
+            remarks.append("state whole: the rule reads all coordinates at once")
         device = self._devices[state.model].type
         self._waiting += 1
         try:
-            group = await Group.begun(session, model, device, self._options, workers)
+            group = await Group.begun(session, model, device, self._options, workers, sharded)
+            group.remarks = remarks
         finally:
             self._waiting -= 1
         self._groups.add(group)
@@ -164,13 +172,17 @@ class RayExecutor:
                 "forward_backward", at.number, makes.number, await _put(batch), joined, reduction
             )
         result: ForwardBackwardResult = answers[0].value
-        earlier = () if before is None else before.batches
-        samples = result.samples + (0 if before is None else before.samples)
-        loss = torch.tensor(result.loss)
-        return (
-            _HeldPending({}, loss, result.metrics, samples, earlier, reduction, makes),
-            result,
+        pending = _HeldPending(
+            {},
+            torch.tensor(result.loss),
+            result.metrics,
+            result.samples + (before.samples if before else 0),
+            before.batches if before else (),
+            reduction,
+            result.pending,
+            makes,
         )
+        return pending, result
 
     async def optim_step(
         self,
@@ -199,8 +211,9 @@ class RayExecutor:
         if not state.is_elsewhere:
             return state
         at = _held(state)
-        found: SessionState = (await at.group.ask("to_host", at.number, 0, first=True))[0].value
-        return found
+        answers = await at.group.ask("to_host", at.number, 0, first=not at.group.sharded)
+        first, *others = (answer.value for answer in answers)
+        return _whole(first, others) if at.group.sharded else first
 
     def demand(self) -> Demand | None:
         """See `Executor`."""
@@ -241,10 +254,13 @@ def _after(before: SessionState, held: _Held, answers: Sequence[Answer]) -> _Hel
         StateLost: they have made different ones.
     """
     found = [answer.after for answer in answers if answer.after is not None]
-    digests = {after.digest for after in found}
-    if len(digests) > 1:
+    digest, *others = dict.fromkeys(after.digest for after in found)
+    if others:
         held.group.end()
         raise StateLost("the workers of the session came to different states")
+    if held.group.sharded:
+        told = [digest, *(after.slices for after in found)]
+        digest = hash_parts([memoryview(each.encode()) for each in told])
     return _HeldState(
         before.model,
         before.seed,
@@ -254,9 +270,23 @@ def _after(before: SessionState, held: _Held, answers: Sequence[Answer]) -> _Hel
         found[0].rule_state,
         before.version,
         before.steps,
-        found[0].digest,
+        digest,
         held,
     )
+
+
+def _whole(first: SessionState, others: Sequence[Mapping[str, Tensors]]) -> SessionState:
+    """Return a state of which the workers have each its slices of what the rule remembers."""
+
+    def joined(slot: str, name: str, own: torch.Tensor) -> torch.Tensor:
+        pieces = [own, *(slots[slot][name] for slots in others)]
+        return torch.cat(pieces).view(first.parameters[name].shape)
+
+    slots = {
+        slot: {name: joined(slot, name, own) for name, own in tensors.items()}
+        for slot, tensors in first.rule_state.tensors.items()
+    }
+    return first.remembering(slots)
 
 
 async def _put(value: Any) -> Any:

@@ -49,11 +49,15 @@ class Group:
         session: the session's name.
         execution: how they compute, as the first of them has told last.
         alive: whether nothing is known of the loss of one.
+        sharded: whether each keeps slices of what the rule reads and remembers.
+        remarks: what is to be told beside of how they compute.
     """
 
-    def __init__(self, session: str, options: ClusterOptions, workers: int) -> None:
+    def __init__(self, session: str, options: ClusterOptions, workers: int, sharded: bool) -> None:
         """Prepare; see `begun`."""
         self.session = session
+        self.sharded = sharded
+        self.remarks: list[str] = []
         self.execution = ""
         self.alive = True
         self._options = options
@@ -67,7 +71,13 @@ class Group:
 
     @classmethod
     async def begun(
-        cls, session: str, model: Model, device: str, options: ClusterOptions, workers: int
+        cls,
+        session: str,
+        model: Model,
+        device: str,
+        options: ClusterOptions,
+        workers: int,
+        sharded: bool,
     ) -> "Group":
         """Return the workers of a session, which have met.
 
@@ -77,12 +87,13 @@ class Group:
             device: `cpu` or `cuda`.
             options: what each occupies, and where they are.
             workers: how many.
+            sharded: whether each keeps slices of what the rule reads and remembers.
 
         Raises:
             NoDevice: none was free in time.
             StateLost: one was lost before it had begun.
         """
-        group = cls(session, options, workers)
+        group = cls(session, options, workers, sharded)
         try:
             await group._begin(await group._place(device), model, device)
         except BaseException:
@@ -99,7 +110,9 @@ class Group:
         """Tell where they are and how they compute."""
         hosts = dict.fromkeys(place.host for place in self._places)
         many = "1 worker" if self._workers == 1 else f"{self._workers} workers"
-        return "; ".join(filter(None, [f"{many} on {', '.join(hosts)}", self.execution]))
+        sliced = ["state in slices"] if self.sharded else []
+        told = [f"{many} on {', '.join(hosts)}", *sliced, *self.remarks, self.execution]
+        return "; ".join(filter(None, told))
 
     def pids(self) -> list[int]:
         """Return the workers' processes, each on its host."""
@@ -204,7 +217,7 @@ class Group:
         seconds = options.worker_seconds
         await self._answers(
             [
-                each.join.remote(rank, self._workers, address, seconds)
+                each.join.remote(rank, self._workers, address, seconds, self.sharded)
                 for rank, each in enumerate(self._actors)
             ]
         )

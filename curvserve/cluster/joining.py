@@ -54,7 +54,8 @@ def find_kinds(choices: Sequence[str], models: Sequence[str]) -> dict[str, torch
     Raises:
         DeviceNotFound: another device, or no such model.
     """
-    gpus = ray.cluster_resources().get("GPU", 0) >= 1
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = resources.get("GPU", 0) >= 1
     found = {}
     for name, kind in chosen_devices(choices, models).items():
         if kind not in KINDS:

@@ -21,6 +21,8 @@ class ClusterOptions:
         placement: on one node (`strict_pack`; `pack` if there is room), or on different ones
             (`strict_spread`; `spread` if there are as many).
         cpus: CPUs that each occupies, and computes with, rounded up to whole threads.
+        shard_state: whether each worker keeps slices of what the rule reads and remembers, so that
+            this takes less memory the more there are; for rules that step each coordinate apart.
         place_seconds: how long a session waits for free devices.
         worker_seconds: after which a worker that does not answer is taken for lost.
     """
@@ -29,5 +31,6 @@ class ClusterOptions:
     workers: int = 1
     placement: Placement = "pack"
     cpus: float = 1.0
+    shard_state: bool = False
     place_seconds: float = 60.0
     worker_seconds: float = 300.0

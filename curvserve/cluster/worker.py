@@ -47,11 +47,13 @@ class After:
 
     Attributes:
         rule_state: its numbers, and the outlines of its tensors.
-        digest: of all of it; the same for every worker of the group.
+        digest: of all that every worker of the group has.
+        slices: digest of what this worker alone has; empty where that is nothing.
     """
 
     rule_state: RuleState
     digest: str
+    slices: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Worker:
         host = f"[{ip}]" if ":" in ip else ip
         return Place(socket.gethostname(), os.getpid(), f"{host}:{port}")
 
-    def join(self, rank: int, workers: int, address: str, seconds: float) -> None:
+    def join(self, rank: int, workers: int, address: str, seconds: float, sharded: bool) -> None:
         """Build the model, and meet the others where there are any.
 
         Args:
@@ -111,11 +113,12 @@ class Worker:
             workers: how many they are.
             address: where the first listens.
             seconds: after which one that is missing in a call is given up.
+            sharded: whether each keeps slices of what the rule reads and remembers.
         """
         team = None
         if workers > 1:
             team = DistributedTeam(rank, workers, address, self._device, seconds)
-        self._replica = Replica.of(self._model, self._device, team=team)
+        self._replica = Replica.of(self._model, self._device, team=team, sharded=sharded)
 
     def do(self, job: str, at: int, makes: int, forget: Sequence[int], *args: Any) -> Answer:
         """Do a job of `JOBS`.
@@ -157,13 +160,22 @@ class Worker:
     def made(self, number: int, state: SessionState, value: Any = None) -> Answer:
         """Keep a state that a job has made, and return the answer."""
         self._states[number] = state
-        snapshot = snapshot_of(state.of(jobs.host))
+        on_host = state.of(jobs.host)
         outline = state.outline().rule_state
-        return Answer(value, After(outline, digest(snapshot.tensors, snapshot.scalars)))
+        if self.replica.slices is None:
+            return Answer(value, After(outline, _digest(on_host)))
+        shared = _digest(on_host.remembering({}))
+        return Answer(value, After(outline, shared, digest(on_host.rule_state.tensors)))
+
+
+def _digest(state: SessionState) -> str:
+    snapshot = snapshot_of(state)
+    return digest(snapshot.tensors, snapshot.scalars)
 
 
 def _adopt(worker: Worker, at: int, makes: int, state: SessionState) -> Answer:
-    return worker.made(makes, jobs.adopt(state, worker.replica.device))
+    adopted, slices = jobs.adopt(state, worker.replica.device), worker.replica.slices
+    return worker.made(makes, adopted if slices is None else slices.adopted(adopted))
 
 
 def _load(worker: Worker, at: int, makes: int, tensors: Tensors) -> Answer:
@@ -233,7 +245,10 @@ def _parameters(worker: Worker, at: int, makes: int) -> Answer:
 
 
 def _to_host(worker: Worker, at: int, makes: int) -> Answer:
-    return Answer(worker.state(at).of(jobs.host))
+    """The state; of all workers but the first, the slices that it alone has."""
+    state, team = worker.state(at).of(jobs.host), worker.replica.team
+    first = team is None or team.rank == 0
+    return Answer(state if first else state.rule_state.tensors)
 
 
 JOBS: Mapping[str, Callable[..., Answer]] = {

@@ -4,13 +4,14 @@ None of them changes a state: a step returns the next one, and raises before the
 here knows HTTP, threads or event loops.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from curvserve_client.errors import NonFinite, OutOfMemory, UnknownQuantity
+from curvserve_client.rules import Quantities
 from curvserve_client.types import CurvatureResult, EvaluateResult
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
@@ -23,7 +24,9 @@ from ..models.batch import check_values
 from .finite import check_finite
 from .replica import Replica
 from .seeding import seeded
+from .slices import Slices
 from .state import SessionState, Tensors
+from .team import span
 
 
 class Found(NamedTuple):
@@ -204,6 +207,8 @@ def differentiate(
 ) -> Found:
     """Return loss, quantities and metrics of a batch, on the device.
 
+    A worker that keeps slices gets its own of each quantity, which are still to be checked.
+
     Args:
         replica: the model on its device.
         state: the version to differentiate at.
@@ -222,6 +227,8 @@ def differentiate(
         return _found(replica, state, batch, quantities, mc_samples, seed, own)
 
     what = "differentiate", tuple(quantities), mc_samples
+    if replica.slices is not None:
+        return _found_slices(replica.slices, what, len(batch["inputs"]), compute)
     found = replica.together(what, len(batch["inputs"]), compute)
     if replica.team is not None:
         whole = Evaluation(found.loss, found.loss, found.quantities)
@@ -300,6 +307,20 @@ def _found(
             part=taken.part,
         )
     return Found(found.loss, found.quantities, _metrics(replica, found.outputs, taken))
+
+
+def _found_slices(
+    slices: Slices, what: Hashable, samples: int, compute: Callable[[range], Found]
+) -> Found:
+    own = span(samples, slices.team.rank, slices.team.workers)
+
+    def part() -> tuple[Any, Quantities]:
+        found = compute(own)
+        return (found.loss, found.metrics), found.quantities
+
+    (loss, metrics), quantities = slices.differentiated(what, part if own else None)
+    _check_found(Found(loss, {}, metrics))
+    return Found(loss, quantities, metrics)
 
 
 def _check_found(found: Found) -> None:

@@ -33,6 +33,7 @@ class Pending:
         samples: how many samples there were.
         batches: where each batch lies, for a replay.
         reduction: how gradients join, the same for all batches.
+        parts: how many batches there were.
     """
 
     quantities: Quantities
@@ -41,6 +42,7 @@ class Pending:
     samples: int
     batches: tuple[BatchRef, ...] = ()
     reduction: Reduction = Reduction.SUM
+    parts: int = 1
 
     def written(self, batch: BatchRef) -> "Pending":
         """Return the same with the place of its newest batch."""
@@ -73,6 +75,7 @@ class Pending:
             samples,
             self.batches,
             self.reduction,
+            self.parts + other.parts,
         )
 
 

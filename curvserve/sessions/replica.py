@@ -11,6 +11,7 @@ from torch import nn
 from ..engine import Evaluator
 from ..models import Model
 from .seeding import OwnGenerator
+from .slices import Slices
 from .state import SessionState, Tensors
 from .team import Team, span
 
@@ -34,6 +35,7 @@ class Replica:
         modes: each module of the network -> whether the model built it in training mode.
         drawing: the devices whose global generators the network's own draws come from.
         team: who computes each batch together with this one; None for nobody.
+        slices: what this one keeps of what a rule reads and remembers, where it does not keep all.
     """
 
     model: Model
@@ -44,10 +46,17 @@ class Replica:
     modes: Mapping[nn.Module, bool]
     drawing: Sequence[torch.device]
     team: Team | None = None
+    slices: Slices | None = None
 
     @classmethod
     def of(
-        cls, model: Model, device: torch.device, *, alone: bool = True, team: Team | None = None
+        cls,
+        model: Model,
+        device: torch.device,
+        *,
+        alone: bool = True,
+        team: Team | None = None,
+        sharded: bool = False,
     ) -> "Replica":
         """Build a model on a device.
 
@@ -57,6 +66,7 @@ class Replica:
             alone: whether no other device computes at the same time; another thread's passes would
                 take numbers from the CPU's generator.
             team: who computes each batch together with this one.
+            sharded: whether each of the team keeps slices.
         """
         with OwnGenerator(0):
             network, loss = model.build(), model.loss().to(device)
@@ -64,7 +74,8 @@ class Replica:
         modes = {module: module.training for module in network.modules()}
         drawing = dict.fromkeys([device, CPU] if alone else [device])
         evaluator = Evaluator(network, loss)
-        return cls(model, network, loss, device, evaluator, modes, list(drawing), team)
+        slices = Slices(team) if team is not None and sharded else None
+        return cls(model, network, loss, device, evaluator, modes, list(drawing), team, slices)
 
     def together(self, what: Hashable, samples: int, part: Callable[[range], T]) -> T:
         """Return what all samples of a batch give, of which a team has each a part.

@@ -67,6 +67,10 @@ class SessionState:
             rule_state=RuleState(self.rule_state.scalars, slots),
         )
 
+    def remembering(self, slots: Mapping[str, Tensors]) -> "SessionState":
+        """Return the same state with other tensors of its rule."""
+        return replace(self, rule_state=RuleState(self.rule_state.scalars, slots))
+
     def stepped(
         self, parameters: Tensors, buffers: Tensors, rule_state: RuleState
     ) -> "SessionState":

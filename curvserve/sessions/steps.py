@@ -16,6 +16,7 @@ from curvserve_client.rules import (
     Rule,
     RuleGroup,
     RuleState,
+    Update,
     group_state,
     override_rule,
     rule_options,
@@ -64,7 +65,7 @@ def step(
             see(found.quantities)
         pending = Pending(found.quantities, found.loss, found.told(), len(batch["inputs"]))
         whole = [RuleGroup(tuple(state.parameters), rule)]
-        return _applied(state, pending, whole, loss_at, replica.buffers())
+        return _applied(replica, state, pending, whole, loss_at, replica.buffers())
 
 
 def rule_groups(
@@ -110,16 +111,14 @@ def forward_backward(
     Raises:
         ProblemError: as `step`.
     """
-    part = len(before.batches) if before else 0
+    part = before.parts if before else 0
     with jobs.told_as_problems(), torch.no_grad():
         wanted = state.rule.quantities(state.rule_state)
         found = jobs.differentiate(replica, state, batch, wanted, part=part)
         samples, metrics = len(batch["inputs"]), found.told()
         new = Pending(found.quantities, found.loss, metrics, samples, reduction=reduction)
         pending = new if before is None else before.and_then(new)
-        for quantity, tensors in pending.quantities.items():
-            check_finite(jobs.named(quantity, tensors))
-        norms = _norms(pending.quantities["grad"])
+        norms = _norms(replica, pending.quantities)
     return pending, ForwardBackwardResult(
         loss=found.loss.item(),
         metrics=metrics,
@@ -168,7 +167,7 @@ def optim_step(
         taken = Pending(
             {**pending.quantities, "grad": scaled}, pending.loss, pending.metrics, pending.samples
         )
-        return _applied(state, taken, groups, loss_at, state.buffers)
+        return _applied(replica, state, taken, groups, loss_at, state.buffers)
 
 
 def _check_named(known: Mapping[str, object], names: Iterable[str]) -> None:
@@ -178,6 +177,7 @@ def _check_named(known: Mapping[str, object], names: Iterable[str]) -> None:
 
 
 def _applied(
+    replica: Replica,
     state: SessionState,
     pending: Pending,
     groups: Sequence[RuleGroup],
@@ -188,16 +188,24 @@ def _applied(
         _check_range(group.rule, pending.quantities["grad"])
         own = group_state(state.rule_state, number, group)
         _check_read(group.rule.quantities(own), pending.quantities)
-    update = update_groups(
-        groups,
-        state.parameters,
-        pending.quantities,
-        state.rule_state,
-        loss=pending.loss,
-        loss_at=loss_at,
-    )
-    check_finite(jobs.named("parameter", update.parameters))
-    _check_state(state.rule_state, update.state)
+
+    def updated(parameters: Tensors) -> Update:
+        update = update_groups(
+            groups,
+            parameters,
+            pending.quantities,
+            state.rule_state,
+            loss=pending.loss,
+            loss_at=loss_at,
+        )
+        check_finite(jobs.named("parameter", update.parameters))
+        _check_state(state.rule_state, update.state)
+        return update
+
+    if replica.slices is None:
+        update = updated(state.parameters)
+    else:
+        update = replica.slices.updated(state.parameters, pending.quantities, groups, updated)
     norm = _distance(state.parameters, update.parameters)
     check_finite({"step_norm": norm})
     after = state.stepped(update.parameters, buffers, update.state)
@@ -235,8 +243,13 @@ def _check_state(before: RuleState, after: RuleState) -> None:
             check_finite(jobs.named(f"rule.{slot}", new))
 
 
-def _norms(gradients: Tensors) -> dict[str, float]:
-    """Return the Euclidean norm of each gradient, in float64."""
+def _norms(replica: Replica, quantities: Quantities) -> dict[str, float]:
+    """Return the Euclidean norm of each gradient, in float64, having checked everything."""
+    if replica.slices is not None:
+        return replica.slices.norms(quantities)
+    for quantity, tensors in quantities.items():
+        check_finite(jobs.named(quantity, tensors))
+    gradients = quantities["grad"]
     norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients.values()]
     return dict(zip(gradients, torch.stack(norms).tolist(), strict=True))
 

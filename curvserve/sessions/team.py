@@ -2,11 +2,13 @@
 
 What parts contribute adds up (see `curvserve.engine.evaluate_part`), so one all-reduce of one flat
 buffer is all that they say to each other: gradient, curvature, loss, metrics, and how many of them
-have failed. Every worker makes the same calls in the same order; one that fails takes part with
-zeros, so that nobody waits for it.
+have failed. Where each keeps a slice of what a rule remembers, it is a reduce-scatter before the
+update and an all-gather of the parameters after it (Rajbhandari, Rasley, Ruwase, He, "ZeRO: memory
+optimizations toward training trillion parameter models", SC 2020, stage 1). Every worker makes the
+same calls in the same order; one that fails takes part with zeros, so that nobody waits for it.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import reduce
@@ -17,8 +19,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -49,10 +52,42 @@ class Team(Protocol):
             PeerFailed: another worker's part failed; where this one's did, its own error.
         """
 
+    def scattered(self, what: Hashable, part: Callable[[], tuple[S, T]] | None) -> tuple[S, T]:
+        """Return the sum of everybody's part: of its second half this worker's slices alone.
+
+        Args:
+            what: as for `total`.
+            part: as for `total`; a pair. Of each tensor in its second half, the slice is the `span`
+                of its elements in row-major order.
+
+        Raises:
+            PeerFailed: as `total`.
+        """
+
+    def gathered(
+        self, like: Mapping[str, Tensor], part: Callable[[], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return tensors of which each worker has its slices.
+
+        Args:
+            like: name -> tensor of the shape and dtype that is to be returned.
+            part: returns this worker's slices of all of them.
+
+        Raises:
+            PeerFailed: as `total`.
+        """
+
 
 def span(samples: int, rank: int, workers: int) -> range:
     """Return the samples of one worker: consecutive, in order, none where there are too few."""
     return range(rank * samples // workers, (rank + 1) * samples // workers)
+
+
+def sliced(tensors: Mapping[str, Tensor], rank: int, workers: int) -> dict[str, Tensor]:
+    """Return one worker's slice of each tensor, one-dimensional and of its own memory."""
+    return {
+        name: _slice(tensor.reshape(-1), rank, workers).clone() for name, tensor in tensors.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -70,7 +105,7 @@ class _Layout:
 
     def places(self) -> list[tuple[int, int]]:
         """Return the begin and the end of each leaf."""
-        return list(pairwise(accumulate(map(prod, self.shapes), initial=0)))
+        return _places(map(prod, self.shapes))
 
     def buffer(self, leaves: Sequence[Tensor] | None, device: torch.device) -> Tensor:
         """Return a part as a buffer; of a failed one, and one that is nothing, zeros."""
@@ -127,33 +162,87 @@ class DistributedTeam:
 
     def total(self, what: Hashable, part: Callable[[], T] | None) -> T:
         """See `Team`."""
-        leaves, spec, error = None, None, None
-        try:
-            if part is not None:
-                leaves, spec = tree_flatten(part())
-        except Exception as failure:  # whatever it is, the others must not wait
-            error = failure
-        layout = self._layout(what, leaves, spec)
+        computed = _computed(part)
+        layout = self._layout(what, computed)
         if layout is None:
-            raise error or PeerFailed
-        buffer = layout.buffer(leaves, self._device)
-        if error is not None:
-            buffer[-1] = 1
+            raise computed.error or PeerFailed
+        buffer = layout.buffer(computed.leaves, self._device)
+        buffer[-1] = computed.failed
         dist.all_reduce(buffer)
-        if error is not None:
-            raise error
-        if buffer[-1].item():
-            raise PeerFailed
+        computed.check(buffer[-1])
         found: T = layout.parts(buffer)
         return found
 
-    def _layout(
-        self, what: Hashable, leaves: Sequence[Tensor] | None, spec: TreeSpec | None
-    ) -> _Layout | None:
+    def scattered(self, what: Hashable, part: Callable[[], tuple[S, T]] | None) -> tuple[S, T]:
+        """See `Team`."""
+        computed = _computed(part)
+        layout = self._layout(what, computed)
+        if layout is None:
+            raise computed.error or PeerFailed
+        # of the leaves, the first so many are what everybody has whole
+        shared = len(tree_leaves(tree_unflatten(list(range(len(layout.shapes))), layout.spec)[0]))
+        sizes = [
+            [
+                size if index < shared else len(span(size, rank, self.workers))
+                for index, size in enumerate(map(prod, layout.shapes))
+            ]
+            for rank in range(self.workers)
+        ]
+        width = max(map(sum, sizes)) + 1
+        rows = torch.zeros(self.workers, width, dtype=layout.dtype, device=self._device)
+        for rank, row in enumerate(rows):
+            row[-1] = computed.failed
+            for index, (begin, end) in enumerate(_places(sizes[rank])):
+                if computed.leaves is not None:
+                    flat = computed.leaves[index].reshape(-1)
+                    row[begin:end] = flat if index < shared else _slice(flat, rank, self.workers)
+        own = torch.empty(width, dtype=layout.dtype, device=self._device)
+        _reduce_scatter(own, rows.view(-1))
+        computed.check(own[-1])
+        places = _places(sizes[self.rank])
+        leaves = [
+            own[begin:end].to(dtype).view(shape if index < shared else (end - begin,))
+            for index, ((begin, end), shape, dtype) in enumerate(
+                zip(places, layout.shapes, layout.dtypes, strict=True)
+            )
+        ]
+        found: tuple[S, T] = tree_unflatten(leaves, layout.spec)
+        return found
+
+    def gathered(
+        self, like: Mapping[str, Tensor], part: Callable[[], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """See `Team`; bytes are gathered, so dtypes may differ."""
+        computed = _computed(lambda: _in_order(part(), like))
+        sizes = [
+            [len(span(t.numel(), rank, self.workers)) * t.itemsize for t in like.values()]
+            for rank in range(self.workers)
+        ]
+        width = max(map(sum, sizes)) + 1
+        own = torch.zeros(width, dtype=torch.uint8, device=self._device)
+        own[-1] = computed.failed
+        if computed.leaves is not None:
+            for tensor, (begin, end) in zip(
+                computed.leaves, _places(sizes[self.rank]), strict=True
+            ):
+                own[begin:end] = tensor.contiguous().view(torch.uint8)
+        rows = torch.empty(self.workers * width, dtype=torch.uint8, device=self._device)
+        _all_gather(rows, own)
+        rows = rows.view(self.workers, width)
+        computed.check(rows[:, -1].sum())
+        places = [_places(each) for each in sizes]
+        return {
+            name: torch.cat([row[slice(*places[rank][index])] for rank, row in enumerate(rows)])
+            .view(tensor.dtype)
+            .view(tensor.shape)
+            for index, (name, tensor) in enumerate(like.items())
+        }
+
+    def _layout(self, what: Hashable, computed: "_Computed") -> _Layout | None:
         """Return the layout of a part, which all workers agree on the first time."""
         if what in self._layouts:
             return self._layouts[what]
-        own = None
+        own, leaves, spec = None, computed.leaves, computed.spec
         if leaves is not None and spec is not None:
             own = _Layout(spec, [t.shape for t in leaves], [t.dtype for t in leaves])
         told: list[_Layout | None] = [None] * self.workers
@@ -162,3 +251,54 @@ class DistributedTeam:
         if found is not None:
             self._layouts[what] = found
         return found
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """What came of a worker's part; neither leaves nor an error where there was nothing to do."""
+
+    leaves: Sequence[Tensor] | None = None
+    spec: TreeSpec | None = None
+    error: Exception | None = None
+
+    @property
+    def failed(self) -> int:
+        """Whether it did, to be counted."""
+        return int(self.error is not None)
+
+    def check(self, failures: Tensor) -> None:
+        """Raise where anybody's part failed."""
+        if self.error is not None:
+            raise self.error
+        if failures.item():
+            raise PeerFailed
+
+
+def _computed(part: Callable[[], Any] | None) -> _Computed:
+    if part is None:
+        return _Computed()
+    try:
+        return _Computed(*tree_flatten(part()))
+    except Exception as error:  # whatever it is, the others must not wait
+        return _Computed(error=error)
+
+
+def _in_order(tensors: Mapping[str, Tensor], names: Iterable[str]) -> list[Tensor]:
+    return [tensors[name] for name in names]
+
+
+def _places(sizes: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the begin and the end of each of consecutive pieces."""
+    return list(pairwise(accumulate(sizes, initial=0)))
+
+
+def _slice(flat: Tensor, rank: int, workers: int) -> Tensor:
+    own = span(len(flat), rank, workers)
+    return flat[own.start : own.stop]
+
+
+# the names of torch 2.14, or those before
+_reduce_scatter: Callable[..., Any] = getattr(
+    dist, "reduce_scatter_single", dist.reduce_scatter_tensor
+)
+_all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)

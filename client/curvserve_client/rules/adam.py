@@ -36,6 +36,7 @@ class Adam(Checked):
     weight_decay: float = option(0.0, AT_LEAST_ZERO)
     l2: float = option(0.0, AT_LEAST_ZERO)
 
+    elementwise: ClassVar[bool] = True
     name: ClassVar[str] = "adam"
 
     def start(self, parameters: Tensors) -> RuleState:

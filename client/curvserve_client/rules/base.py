@@ -69,6 +69,15 @@ class Rule(Protocol):
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[object]]]
     name: ClassVar[str]
 
+    @property
+    def elementwise(self) -> bool:
+        """Whether each coordinate is stepped apart from the others.
+
+        Then slices of the parameters can be updated in different places, and what the rule
+        remembers are tensors of the parameters' shapes. The metrics are means over coordinates.
+        """
+        ...
+
     def start(self, parameters: Tensors) -> RuleState:
         """Return the state before the first step.
 

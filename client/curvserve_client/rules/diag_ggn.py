@@ -87,6 +87,11 @@ class DiagGGN(Checked):
             expected = f"damping_min: at most damping_max, {self.damping_max!r}"
             raise InvalidRule(f"damping_min is {self.damping_min!r}", expected=expected)
 
+    @property
+    def elementwise(self) -> bool:
+        """See `Rule`; not with what is measured over all coordinates."""
+        return not (self.kl_clip or self.damping_interval or self.quantiles)
+
     def start(self, parameters: Tensors) -> RuleState:
         """See `Rule`."""
         return RuleState()

@@ -56,6 +56,7 @@ class KFAC(Checked):
     kl_clip: float = option(1e-3, AT_LEAST_ZERO)
     weight_decay: float = option(0.0, AT_LEAST_ZERO)
 
+    elementwise: ClassVar[bool] = False
     name: ClassVar[str] = "kfac"
 
     def start(self, parameters: Tensors) -> RuleState:

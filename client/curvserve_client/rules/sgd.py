@@ -32,6 +32,7 @@ class SGD(Checked):
     nesterov: bool = option(False)
     weight_decay: float = option(0.0, AT_LEAST_ZERO)
 
+    elementwise: ClassVar[bool] = True
     name: ClassVar[str] = "sgd"
 
     def __post_init__(self) -> None:

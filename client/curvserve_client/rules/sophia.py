@@ -43,6 +43,7 @@ class Sophia(Checked):
     weight_decay: float = option(0.0, AT_LEAST_ZERO)
     curvature_interval: int = option(10, AT_LEAST_ONE)
 
+    elementwise: ClassVar[bool] = True
     name: ClassVar[str] = "sophia"
 
     def start(self, parameters: Tensors) -> RuleState:
