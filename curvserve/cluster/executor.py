@@ -121,6 +121,14 @@ class RayExecutor:
         held = state.held if isinstance(state, _HeldState) else None
         return held is not None and held.group.alive
 
+    def shards(self, state: SessionState) -> bool:
+        """Tell whether each worker of a state keeps slices of what its rule remembers."""
+        return _held(state).group.sharded
+
+    def pids(self, state: SessionState) -> list[int]:
+        """Return the processes that hold a state, each on its host."""
+        return _held(state).group.pids()
+
     def release(self, state: SessionState) -> None:
         """See `Executor`."""
         if self.holds(state):

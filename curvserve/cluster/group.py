@@ -26,6 +26,9 @@ from .worker import Answer, Place, Worker
 
 log = logging.getLogger("curvserve.cluster")
 
+_BEGIN = 120.0
+"""Seconds in which a process that was asked for has to be there, with everything imported."""
+
 _LOOK = 1.0
 """Most seconds that a thread waits for a placement before it looks whether anybody still does."""
 
@@ -190,11 +193,10 @@ class Group:
         while not await asyncio.to_thread(bundles.wait, min(_LOOK, options.place_seconds)):
             if time.monotonic() >= end:
                 each = f"{options.cpus:g} CPUs" + (" and a GPU" if gpus else "")
-                raise NoDevice(
-                    f"{self._workers} workers of {each} each ({options.placement}) were not free "
-                    f"within {options.place_seconds:g} s",
-                    retry_after=1.0,
-                )
+                wanted = "1 worker" if self._workers == 1 else f"{self._workers} workers"
+                were = "was" if self._workers == 1 else "were"
+                text = f"{wanted} of {each} ({options.placement}) {were} not free within"
+                raise NoDevice(f"{text} {options.place_seconds:g} s", retry_after=1.0)
         return bundles
 
     async def _begin(self, bundles: PlacementGroup, model: Model, device: str) -> None:
@@ -212,14 +214,15 @@ class Group:
             ).remote(model, device, ceil(options.cpus))
             for index in range(self._workers)
         ]
-        self._places = await self._answers([each.where.remote() for each in self._actors])
+        self._places = await self._answers([each.where.remote() for each in self._actors], _BEGIN)
         address = self._places[0].address
         seconds = options.worker_seconds
         await self._answers(
             [
                 each.join.remote(rank, self._workers, address, seconds, self.sharded)
                 for rank, each in enumerate(self._actors)
-            ]
+            ],
+            max(seconds, _BEGIN),
         )
 
     async def _asked(
@@ -232,7 +235,7 @@ class Group:
             everybody = len(actors) == self._workers
             forget, self._dropped = (self._dropped, []) if everybody else ([], self._dropped)
             references = [each.do.remote(job, at, makes, forget, *args) for each in actors]
-            answers: list[Answer] = await self._answers(references)
+            answers: list[Answer] = await self._answers(references, self._options.worker_seconds)
         problems = [answer.problem for answer in answers if answer.problem is not None]
         if problems:
             self.drop(makes)
@@ -240,12 +243,10 @@ class Group:
         self.execution = answers[0].execution
         return answers, references
 
-    async def _answers(self, references: Sequence[Any]) -> list[Any]:
+    async def _answers(self, references: Sequence[Any], seconds: float) -> list[Any]:
         """Return what references are to; where one worker is lost, all are ended."""
         tasks = [asyncio.ensure_future(_value(reference)) for reference in references]
-        done, waiting = await asyncio.wait(
-            tasks, timeout=self._options.worker_seconds, return_when="FIRST_EXCEPTION"
-        )
+        done, waiting = await asyncio.wait(tasks, timeout=seconds, return_when="FIRST_EXCEPTION")
         errors = [task.exception() for task in tasks if task in done]
         failed = next((error for error in errors if error is not None), None)
         if failed is None and not waiting:
@@ -254,8 +255,7 @@ class Group:
             task.cancel()
         self.end()
         if failed is None:
-            text = f"a worker did not answer for {self._options.worker_seconds:g} s"
-            raise StateLost(text)
+            raise StateLost(f"a worker did not answer for {seconds:g} s")
         raise StateLost(_in_a_line(failed)) from failed
 
 

@@ -32,6 +32,17 @@ class Slices:
         """Return the slice of each tensor, one-dimensional."""
         return sliced(tensors, self.team.rank, self.team.workers)
 
+    def check(self, groups: Sequence[RuleGroup]) -> None:
+        """Refuse a step that slices are not enough for.
+
+        Raises:
+            InvalidRule: a rule reads coordinates of other slices.
+        """
+        if not all(group.rule.elementwise for group in groups):
+            message = "with these options the rule reads all coordinates, and each worker has a"
+            expected = "options that step each coordinate apart, or no --shard-state"
+            raise InvalidRule(f"{message} slice of them", expected=expected)
+
     def adopted(self, state: SessionState) -> SessionState:
         """Return a whole state as this worker keeps it."""
         slots = {slot: self.of(tensors) for slot, tensors in state.rule_state.tensors.items()}
@@ -65,15 +76,9 @@ class Slices:
             update: takes the step of slices of the parameters.
 
         Raises:
-            InvalidRule: a rule reads coordinates of other slices.
             NonFinite: a quantity, a parameter or what is remembered is not finite.
             PeerFailed: one of another worker's is not.
         """
-        for group in groups:
-            if not group.rule.elementwise:
-                message = "with these options the rule reads all coordinates, and each worker of "
-                expected = "the options that the session began with, or no --shard-state"
-                raise InvalidRule(message + "this session has slices", expected=expected)
         made: list[Update] = []
 
         def part() -> Tensors:

@@ -55,7 +55,10 @@ def step(
         NonFinite: loss, metric, quantity, new parameter, rule state or step norm is not finite.
         OutOfMemory: the device cannot hold the batch.
     """
+    whole = [RuleGroup(tuple(state.parameters), rule)]
     with jobs.told_as_problems(), torch.no_grad():
+        if replica.slices is not None:
+            replica.slices.check(whole)
         found = jobs.differentiate(replica, state, batch, rule.quantities(state.rule_state))
 
         def loss_at(parameters: Tensors) -> float:
@@ -64,7 +67,6 @@ def step(
         if see is not None:
             see(found.quantities)
         pending = Pending(found.quantities, found.loss, found.told(), len(batch["inputs"]))
-        whole = [RuleGroup(tuple(state.parameters), rule)]
         return _applied(replica, state, pending, whole, loss_at, replica.buffers())
 
 
@@ -163,6 +165,8 @@ def optim_step(
         )
 
     with jobs.told_as_problems(), torch.no_grad():
+        if replica.slices is not None:
+            replica.slices.check(groups)
         scaled = {name: g * scales[name] if name in scales else g for name, g in trained.items()}
         taken = Pending(
             {**pending.quantities, "grad": scaled}, pending.loss, pending.metrics, pending.samples

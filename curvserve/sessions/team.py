@@ -92,9 +92,14 @@ def sliced(tensors: Mapping[str, Tensor], rank: int, workers: int) -> dict[str, 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the leaves of a part stand in the flat buffer, which ends with a count of failures."""
+    """Where the leaves of a part stand in the flat buffer, which ends with a count of failures.
+
+    Attributes:
+        first: of a part that is a tuple, how many leaves its first element has.
+    """
 
     spec: TreeSpec
+    first: int
     shapes: Sequence[torch.Size]
     dtypes: Sequence[torch.dtype]
 
@@ -179,8 +184,7 @@ class DistributedTeam:
         layout = self._layout(what, computed)
         if layout is None:
             raise computed.error or PeerFailed
-        # of the leaves, the first so many are what everybody has whole
-        shared = len(tree_leaves(tree_unflatten(list(range(len(layout.shapes))), layout.spec)[0]))
+        shared = layout.first  # so many leaves everybody has whole
         sizes = [
             [
                 size if index < shared else len(span(size, rank, self.workers))
@@ -244,7 +248,9 @@ class DistributedTeam:
             return self._layouts[what]
         own, leaves, spec = None, computed.leaves, computed.spec
         if leaves is not None and spec is not None:
-            own = _Layout(spec, [t.shape for t in leaves], [t.dtype for t in leaves])
+            own = _Layout(
+                spec, computed.first, [t.shape for t in leaves], [t.dtype for t in leaves]
+            )
         told: list[_Layout | None] = [None] * self.workers
         dist.all_gather_object(told, own)
         found = next((layout for layout in told if layout is not None), None)
@@ -259,6 +265,7 @@ class _Computed:
 
     leaves: Sequence[Tensor] | None = None
     spec: TreeSpec | None = None
+    first: int = 0
     error: Exception | None = None
 
     @property
@@ -278,7 +285,9 @@ def _computed(part: Callable[[], Any] | None) -> _Computed:
     if part is None:
         return _Computed()
     try:
-        return _Computed(*tree_flatten(part()))
+        found = part()
+        first = len(tree_leaves(found[0])) if isinstance(found, tuple) else 0
+        return _Computed(*tree_flatten(found), first)
     except Exception as error:  # whatever it is, the others must not wait
         return _Computed(error=error)
 
