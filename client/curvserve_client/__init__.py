@@ -30,6 +30,7 @@ from .errors import (
     MethodNotAllowed,
     MissingIdempotencyKey,
     MissingVersion,
+    NoDevice,
     NonFinite,
     NotFound,
     NothingPending,
@@ -40,6 +41,7 @@ from .errors import (
     ProblemError,
     ProtocolError,
     SessionExists,
+    SessionLost,
     StaleVersion,
     StorageFailed,
     Unauthorized,
@@ -49,6 +51,7 @@ from .errors import (
     UnknownSession,
     Unreachable,
     UnsupportedMediaType,
+    WorkersLost,
 )
 from .handles import RemoteGradient, RemoteParameter
 from .mirror import AsyncMirror, Mirror
@@ -125,6 +128,9 @@ __all__ = [
     "RemoteSession",
     "SGD",
     "SessionExists",
+    "SessionLost",
+    "WorkersLost",
+    "NoDevice",
     "SessionInfo",
     "Sophia",
     "StaleVersion",

@@ -9,9 +9,11 @@ from .errors import (
     CurvserveError,
     Draining,
     InFlight,
+    NoDevice,
     Overloaded,
     ProblemError,
     Unreachable,
+    WorkersLost,
 )
 
 FIRST_PAUSE = 0.1
@@ -31,6 +33,8 @@ RETRIED: dict[type[CurvserveError], Again] = {
     Unreachable: Again.ALWAYS,
     Overloaded: Again.ALWAYS,
     Draining: Again.ALWAYS,
+    NoDevice: Again.ALWAYS,
+    WorkersLost: Again.ALWAYS,
     ConnectionFailed: Again.IF_REPEATABLE,
     InFlight: Again.IF_REPEATABLE,
 }

@@ -27,11 +27,14 @@ def begin(
         DeviceNotFound: workers have no such device.
     """
     try:
-        from . import executor, joining
+        from . import executor, joining, watch
     except ImportError as error:
         reason = f"--executor ray needs the extra: pip install 'curvserve[ray]' ({error})"
         raise NoCluster(reason) from error
     recipes = {model.name: model for model in models}
     joining.join(options.address)
     found = joining.find_kinds(devices, list(recipes))
-    return found, executor.RayExecutor(recipes, found, options)
+    # through `ray://` another process has a raylet, and Ray's client tells of its end
+    remote = (options.address or "").startswith("ray://")
+    watching = None if remote else watch.NodeWatch()
+    return found, executor.RayExecutor(recipes, found, options, watching)

@@ -27,6 +27,7 @@ from . import transfer
 from .divisible import is_divisible
 from .group import Group
 from .options import ClusterOptions
+from .watch import NodeWatch
 from .worker import Answer
 
 PARKED = "parked"
@@ -68,6 +69,7 @@ class RayExecutor:
         models: Mapping[str, Model],
         devices: Mapping[str, torch.device],
         options: ClusterOptions,
+        watch: NodeWatch | None = None,
     ) -> None:
         """Begin without workers, in a process that has joined a cluster.
 
@@ -75,7 +77,9 @@ class RayExecutor:
             models: name -> recipe.
             devices: name -> what its workers compute on.
             options: the workers.
+            watch: who watches the node, until the end.
         """
+        self._watch = watch
         self._models, self._devices, self._options = models, devices, options
         here = dict.fromkeys(models, torch.device("cpu"))
         self._here = InlineExecutor(models, here)
@@ -229,6 +233,8 @@ class RayExecutor:
 
     def close(self, seconds: float) -> bool:
         """See `Executor`; workers end with this process, whatever they do."""
+        if self._watch is not None:
+            self._watch.end()
         for group in self._groups:
             group.end()
         ray.shutdown()

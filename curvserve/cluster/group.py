@@ -12,8 +12,7 @@ from math import ceil
 from typing import Any
 
 import ray
-from curvserve_client.errors import NoDevice
-from ray.exceptions import RayError
+from curvserve_client.errors import NoDevice, ProblemError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -99,9 +98,12 @@ class Group:
         group = cls(session, options, workers, sharded)
         try:
             await group._begin(await group._place(device), model, device)
-        except BaseException:
+        except (StateLost, ProblemError, asyncio.CancelledError):
             group.end()
             raise
+        except Exception as error:  # Ray has many, some of them of no type of their own
+            group.end()
+            raise StateLost(_in_a_line(error)) from error
         return group
 
     @property
@@ -175,7 +177,7 @@ class Group:
                 ray.kill(actor, no_restart=True)
             for bundles in self._bundles:
                 remove_placement_group(bundles)
-        except RayError as error:  # they end with the cluster
+        except Exception as error:  # they end with the cluster, then
             log.warning("the workers of %s could not be ended: %s", self.session, error)
         self._actors, self._bundles = [], []
 

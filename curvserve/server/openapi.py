@@ -55,7 +55,10 @@ CHANGE = (
 )
 """What a route that changes a session, exactly once, can answer."""
 
-WORK = ("overloaded", "draining", "deadline_exceeded", "storage_failed")
+LENT = ("no_device", "workers_lost", "session_lost")
+"""What a route that needs a state can answer where devices are lent to sessions."""
+
+WORK = ("overloaded", "draining", "deadline_exceeded", "storage_failed", *LENT)
 """What a route that queues work can answer."""
 
 _PROBLEM: dict[str, Any] = {

@@ -10,6 +10,7 @@ from curvserve_client import (
     CurvserveError,
     Draining,
     InFlight,
+    NoDevice,
     NonFinite,
     Overloaded,
     ProtocolError,
@@ -17,6 +18,7 @@ from curvserve_client import (
     StaleVersion,
     StorageFailed,
     Unreachable,
+    WorkersLost,
 )
 from curvserve_client.errors import PROBLEMS, problem_document
 from curvserve_client.retries import FIRST_PAUSE, LONGEST_PAUSE, RETRIED, Again, Attempt
@@ -59,7 +61,7 @@ SOMETIMES = [error for error, again in RETRIED.items() if again is Again.IF_REPE
 
 
 def test_the_table_is_the_contracts() -> None:
-    assert set(ALWAYS) == {Unreachable, Overloaded, Draining}
+    assert set(ALWAYS) == {Unreachable, Overloaded, Draining, NoDevice, WorkersLost}
     assert set(SOMETIMES) == {ConnectionFailed, InFlight}
 
 

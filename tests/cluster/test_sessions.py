@@ -1,4 +1,4 @@
-"""Sessions whose workers are lost, hang, are parked or not to be had: nothing lost, nothing twice."""
+"""Sessions whose workers are lost, hang, are parked, or not to be had: nothing lost or doubled."""
 
 import asyncio
 import os
@@ -59,7 +59,9 @@ def on_workers(
 ) -> None:
     async def run() -> None:
         names = [model.name for model in models]
-        executor = RayExecutor(dict(zip(names, models)), dict.fromkeys(names, CPU), choices)
+        executor = RayExecutor(
+            dict(zip(names, models, strict=True)), dict.fromkeys(names, CPU), choices
+        )
         async with living(executor, models, open_store) as sessions:
             try:
                 await test(sessions, executor)
