@@ -55,7 +55,7 @@ CHANGE = (
 )
 """What a route that changes a session, exactly once, can answer."""
 
-WORK = ("overloaded", "draining", "deadline_exceeded", "storage_failed")
+WORK = ("overloaded", "quota_exceeded", "draining", "deadline_exceeded", "storage_failed")
 """What a route that queues work can answer."""
 
 _PROBLEM: dict[str, Any] = {

@@ -156,6 +156,7 @@ class Session:
             created=self.record.created,
             problems=self.problems,
             execution=self._executor.describe(state.model),
+            owner=self.record.owner,
         )
 
     def history(self, after: int = -1) -> list[dict[str, Any]]:
@@ -184,6 +185,10 @@ class Session:
         except Overloaded as error:
             error.retry_after = max(1.0, math.ceil(self._machine.depth * self._seconds))
             raise
+
+    def knows(self, key: str) -> bool:
+        """Tell whether a change with this key was carried out, or is being worked on."""
+        return self._machine.knows(key)
 
     async def parameters(self, state: SessionState) -> Tensors:
         """Return a version's parameters in host memory."""
@@ -405,7 +410,7 @@ class Session:
         expected: Expectation,
         caller: Caller,
     ) -> T:
-        ticket = Ticket(Kind.READ, expectation=expected)
+        ticket = Ticket(Kind.READ, expectation=expected, account=caller.account)
         self.check_capacity()
         self._machine.admit(ticket)
 
@@ -428,7 +433,14 @@ class Session:
         compute: Callable[[SessionState], Awaitable[_Outcome]],
         **expected: Any,
     ) -> Receipt:
-        ticket = Ticket(kind, request.key, request.fingerprint, request.expectation, **expected)
+        ticket = Ticket(
+            kind,
+            request.key,
+            request.fingerprint,
+            request.expectation,
+            account=request.caller.account,
+            **expected,
+        )
         done = self._machine.admit(ticket)
         if done is not None:
             return done
