@@ -48,13 +48,24 @@ def _known(scopes: list[str]) -> list[str]:
 
 
 class ApiKey(BaseModel):
-    """One entry of a key file."""
+    """One entry of a key file.
+
+    Attributes:
+        name: whom it is for.
+        scopes: what it allows.
+        sha256: the key's digest.
+        sessions: the most live sessions that it may have begun; 0 for no limit, None for the
+            server's own for all keys.
+        requests: the most of its requests that may wait or be computed at a time; likewise.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$")
     scopes: Annotated[list[str], Field(min_length=1), AfterValidator(_known)]
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sessions: int | None = Field(None, ge=0)
+    requests: int | None = Field(None, ge=0)
 
     @property
     def scope(self) -> Scope:
@@ -64,7 +75,10 @@ class ApiKey(BaseModel):
     def to_toml(self) -> str:
         """Return the entry as it stands in a key file."""
         scopes = ", ".join(f'"{scope}"' for scope in self.scopes)
-        return f'[[keys]]\nname = "{self.name}"\nscopes = [{scopes}]\nsha256 = "{self.sha256}"\n'
+        head = f'[[keys]]\nname = "{self.name}"\nscopes = [{scopes}]\nsha256 = "{self.sha256}"\n'
+        quotas = {"sessions": self.sessions, "requests": self.requests}
+        own = (f"{name} = {most}\n" for name, most in quotas.items() if most is not None)
+        return head + "".join(own)
 
 
 class _KeyFile(BaseModel):
@@ -73,22 +87,35 @@ class _KeyFile(BaseModel):
     keys: list[ApiKey] = Field(min_length=1)
 
 
-def new_key(name: str, scopes: Sequence[str]) -> tuple[str, ApiKey]:
+def new_key(
+    name: str,
+    scopes: Sequence[str],
+    sessions: int | None = None,
+    requests: int | None = None,
+) -> tuple[str, ApiKey]:
     """Make a key.
 
     Args:
         name: whom it is for.
         scopes: `read`, `train` or `admin`.
+        sessions: see `ApiKey`.
+        requests: see `ApiKey`.
 
     Returns:
         The key, which is kept nowhere, and the entry to add to a key file.
 
     Raises:
-        KeyFileError: the name or a scope cannot be used.
+        KeyFileError: the name, a scope or a quota cannot be used.
     """
     key = PREFIX + secrets.token_urlsafe(32)
     try:
-        return key, ApiKey(name=name, scopes=list(scopes), sha256=_digest(key))
+        return key, ApiKey(
+            name=name,
+            scopes=list(scopes),
+            sha256=_digest(key),
+            sessions=sessions,
+            requests=requests,
+        )
     except ValidationError as error:
         raise KeyFileError(_first(error)) from error
 

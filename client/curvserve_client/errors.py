@@ -204,6 +204,16 @@ class Overloaded(ProblemError):
     advice = "try again later"
 
 
+class QuotaExceeded(ProblemError):
+    """The API key has as many sessions, or requests under way, as it may have.
+
+    `retry_after` is set where waiting helps: where requests of the key are to end.
+    """
+
+    code, status, title = "quota_exceeded", 429, "The API key's quota is reached"
+    advice = "end a session or a request of this key, or ask the operator for a larger quota"
+
+
 class DeadlineExceeded(ProblemError):
     """The server's own deadline for the request passed; nothing was changed."""
 
@@ -319,6 +329,7 @@ _CLASSES: tuple[type[ProblemError], ...] = (
     BodyTooLarge,
     LengthRequired,
     Overloaded,
+    QuotaExceeded,
     DeadlineExceeded,
     Draining,
     OutOfMemory,

@@ -12,6 +12,7 @@ from .errors import (
     NoDevice,
     Overloaded,
     ProblemError,
+    QuotaExceeded,
     Unreachable,
     WorkersLost,
 )
@@ -27,6 +28,7 @@ class Again(Enum):
 
     ALWAYS = auto()  # nothing was done
     IF_REPEATABLE = auto()  # it may have been done, and its repetition is answered alike
+    IF_ASKED = auto()  # nothing was done, and the server says whether waiting helps: Retry-After
 
 
 RETRIED: dict[type[CurvserveError], Again] = {
@@ -37,6 +39,7 @@ RETRIED: dict[type[CurvserveError], Again] = {
     WorkersLost: Again.ALWAYS,
     ConnectionFailed: Again.IF_REPEATABLE,
     InFlight: Again.IF_REPEATABLE,
+    QuotaExceeded: Again.IF_ASKED,
 }
 """Whatever is not here is told to the caller at once."""
 
@@ -77,8 +80,10 @@ class Attempt:
             return None
         if isinstance(error, ConnectionFailed) and not self.acquainted:
             return None
-        bound = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self.number - 1, 16))
         asked = error.retry_after if isinstance(error, ProblemError) else None
+        if again is Again.IF_ASKED and asked is None:
+            return None
+        bound = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self.number - 1, 16))
         return self._within((asked or 0.0) + random.uniform(0, bound))
 
     def _within(self, pause: float) -> float | None:

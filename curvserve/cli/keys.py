@@ -19,6 +19,22 @@ def new(
         Literal["read", "train", "admin"],
         typer.Option(help="What it allows; each includes those before it."),
     ] = "train",
+    sessions: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Live sessions that it may have begun; 0 for no limit. Else the server's "
+            "--sessions-per-key.",
+        ),
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Requests of it that may wait or be computed; 0 for no limit. Else the server's "
+            "--requests-per-key.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make a key: its entry is printed, to be added to a key file, and the key itself shown once.
@@ -29,7 +45,7 @@ def new(
     from ..api_keys import KeyFileError, new_key
 
     with refusing(KeyFileError):
-        key, entry = new_key(name, [scope])
+        key, entry = new_key(name, [scope], sessions, requests)
     if json:
         print_json({"name": name, "scope": scope, "key": key, "entry": entry.to_toml()})
         return

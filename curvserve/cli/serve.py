@@ -80,6 +80,22 @@ def serve(
         int,
         typer.Option(min=1, help="Requests of one session that may wait."),
     ] = 32,
+    sessions_per_key: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Live sessions that one API key may have begun; 0 for no limit. The key's entry "
+            "may say another number.",
+        ),
+    ] = 0,
+    requests_per_key: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Requests of one API key that may wait or be computed, over all sessions; "
+            "likewise.",
+        ),
+    ] = 0,
     head_seconds: Annotated[
         float,
         typer.Option(
@@ -189,6 +205,7 @@ def serve(
     from ..models import ModelError, all_with_weights, resolve_all
     from ..server import Limits, create_app, logs
     from ..server.device import DeviceNotFound, find_devices
+    from ..server.quotas import NoKeys
     from ..server.run import CannotListen, address_of, listen, listen_at
     from ..server.run import serve as run
     from ..server.tls import TLSFileError, tls_context
@@ -198,6 +215,8 @@ def serve(
     logs.configure(log_format, log_level)
     limits = Limits(
         queue=queue,
+        sessions_per_key=sessions_per_key,
+        requests_per_key=requests_per_key,
         head_seconds=head_seconds,
         body_seconds=body_seconds,
         stall_seconds=stall_seconds,
@@ -214,6 +233,7 @@ def serve(
         CannotListen,
         NoCluster,
         NoDataFolder,
+        NoKeys,
         StorageError,
         UnknownFailpoint,
     ):

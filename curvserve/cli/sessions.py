@@ -30,7 +30,17 @@ def list_sessions(url: Url = URL, key_file: KeyFile = None, json: Json = False) 
     if json:
         print_json([each.to_dict() for each in found])
         return
-    head = ("name", "model", "version", "durable", "steps", "rule", "durability", "problems")
+    head = (
+        "name",
+        "model",
+        "version",
+        "durable",
+        "steps",
+        "rule",
+        "durability",
+        "owner",
+        "problems",
+    )
     rows = [
         (
             each.name,
@@ -40,6 +50,7 @@ def list_sessions(url: Url = URL, key_file: KeyFile = None, json: Json = False) 
             each.steps,
             each.rule,
             each.durability,
+            each.owner,
             len(each.problems),
         )
         for each in found

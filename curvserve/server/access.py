@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..api_keys import ApiKey, KeyRing
 from .exchange import Exchange, exchange_of
 from .problems import problem_answer
+from .quotas import Quotas
 from .route_table import NO_ROUTE
 
 _ERRORS = {Unauthorized: "invalid_token", Forbidden: "insufficient_scope"}
@@ -15,15 +16,17 @@ _ERRORS = {Unauthorized: "invalid_token", Forbidden: "insufficient_scope"}
 class Access:
     """Middleware: lets through what the request's key allows; nothing of the body is received."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, quotas: Quotas) -> None:
         """Guard an application.
 
         Args:
             app: what is guarded.
             keys: who may call.
+            quotas: how much each may have under way.
         """
         self._app = app
         self._keys = keys
+        self._quotas = quotas
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -46,7 +49,7 @@ class Access:
         if needed is None:
             return
         key = self._find(authorization)
-        exchange.key = key.name
+        exchange.key, exchange.account = key.name, self._quotas.of(key)
         if key.scope < needed:
             detail = f"the API key {key.name!r} has the scope {key.scope}"
             raise Forbidden(detail, expected=f"the scope {needed}")

@@ -24,6 +24,7 @@ from .metrics import Metrics
 from .observation import Observation
 from .openapi import document
 from .problems import handle_problems
+from .quotas import Quotas
 from .request_id import RequestId
 from .route_table import RouteTable
 from .routes import ROUTERS
@@ -57,15 +58,17 @@ def create_app(
 
     Raises:
         ModelUnfit: a model does not work.
+        NoKeys: there are quotas of keys, and no keys.
     """
     limits = limits or Limits()
+    quotas = Quotas(keys, limits)
     recipes = {model.name: model for model in models}
     devices = devices or dict.fromkeys(recipes, torch.device("cpu"))
     executor = executor or InlineExecutor(recipes, devices)
     catalogue = Catalogue(recipes, devices, executor)
     durability = Durability(open_store, executor.to_host, snapshot_every)
     sessions = Sessions(recipes, executor, durability, limits.queue)
-    metrics = Metrics(sessions.list, lambda: durability.folder, executor.demand)
+    metrics = Metrics(sessions.list, lambda: durability.folder, executor.demand, quotas.accounts)
     bodies = Bodies(limits.bodies_bytes)
     status = Status(sessions, keyed=keys is not None)
     context = Context(sessions, executor, durability, limits, catalogue, metrics, bodies, keys)
@@ -83,7 +86,7 @@ def create_app(
         app.include_router(router)
     document(app)
     if keys is not None:
-        app.add_middleware(Access, keys=keys)
+        app.add_middleware(Access, keys=keys, quotas=quotas)
     app.add_middleware(Observation, routes=RouteTable(app), metrics=metrics, status=status)
     app.add_middleware(RequestId)  # the last one added is the first to see a request
     return app

@@ -16,6 +16,7 @@ from . import tensors
 from .body import JSON, Body, receive
 from .caller import Caller
 from .context import Context
+from .quotas import check_quota
 
 BATCH: dict[str, Any] = {
     "requestBody": {
@@ -58,7 +59,7 @@ async def receive_batch(
     """Receive a batch for a session, and count its memory as taken until the block ends.
 
     Raises:
-        ProblemError: what `Session.check_capacity` and `receive` refuse.
+        ProblemError: what `Session.check_capacity`, `check_quota` and `receive` refuse.
     """
     model = session.model
     check = partial(check_layout, model)
@@ -88,6 +89,7 @@ async def receive_tensors(
         dtypes: tensor name -> the dtype that JSON numbers become.
     """
     session.check_capacity()
+    check_quota(request, session)
     async with receive(request, context.limits, context.bodies, size) as body:
         read = partial(tensors.read, body, check, dtypes)
         yield Arrived(body, read, Caller(request, context.limits))

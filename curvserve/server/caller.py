@@ -2,6 +2,7 @@
 
 from fastapi import Request
 
+from .exchange import exchange_of
 from .limits import Limits
 
 
@@ -10,6 +11,7 @@ class Caller:
 
     Attributes:
         seconds: how long the answer may take, from now on.
+        account: whose requests this one is counted among.
     """
 
     def __init__(self, request: Request, limits: Limits) -> None:
@@ -20,6 +22,7 @@ class Caller:
             limits: caps and deadlines.
         """
         self.seconds = limits.work_seconds
+        self.account = exchange_of(request.scope).account
         self._receive = request.receive
 
     async def gone(self) -> None:

@@ -6,6 +6,7 @@ from time import perf_counter
 from starlette.types import Scope
 
 from ..phases import PHASES, Phases
+from ..sessions import Account
 from .route_table import Call
 
 
@@ -21,6 +22,7 @@ class Exchange:
         phases: where its time goes.
         started: when it began, on the clock of `perf_counter`.
         key: the name of the API key that it came with.
+        account: what that key has under way; nobody's where there is no key.
         status: the answer's status; 0 where none was sent.
         problem: the code of the problem that was answered.
         received: bytes of its body.
@@ -34,6 +36,7 @@ class Exchange:
     phases: Phases = field(default_factory=Phases)
     started: float = field(default_factory=perf_counter)
     key: str | None = None
+    account: Account = field(default_factory=Account)
     status: int = 0
     problem: str | None = None
     received: int = 0

@@ -19,6 +19,9 @@ class Limits:
         stall_seconds: time after which a caller that takes nothing of its answer is cut off.
         work_seconds: time within which the answer to a received request has to be there.
         queue: requests of one session that may wait or be computed at a time.
+        sessions_per_key: live sessions that one API key may have begun; 0 for no limit.
+        requests_per_key: requests of one API key that may wait or be computed at a time, over all
+            sessions; 0 for no limit.
         notice_seconds: time between not being ready any more and closing the door, for a load
             balancer to notice.
         park_seconds: time after which a session that nothing was asked of lets go of devices that
@@ -35,6 +38,8 @@ class Limits:
     stall_seconds: float = 60.0
     work_seconds: float = 600.0
     queue: int = 32
+    sessions_per_key: int = 0
+    requests_per_key: int = 0
     notice_seconds: float = 0.0
     park_seconds: float = 600.0
     shutdown_seconds: int = 30

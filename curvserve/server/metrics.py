@@ -2,6 +2,7 @@
 
 import platform
 import shutil
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from .. import __version__
-from ..sessions import Session
+from ..sessions import Account, Session
+from ..sessions.account import QUOTAS
 from ..sessions.executor import Demand
 from .exchange import Exchange
 from .route_table import SCOPES
@@ -57,6 +59,7 @@ class Metrics:
         sessions: Callable[[], Iterable[Session]],
         folder: Callable[[], Path | None] = lambda: None,
         demand: Callable[[], Demand | None] = lambda: None,
+        accounts: Callable[[], Iterable[Account]] = lambda: (),
     ) -> None:
         """Begin at zero.
 
@@ -65,11 +68,13 @@ class Metrics:
                 of a session ends with it.
             folder: gives the data folder, if there is one.
             demand: gives what sessions occupy and wait for, where devices are lent to them.
+            accounts: gives the accounts of the API keys, named by the operator.
         """
         self._registry = registry = CollectorRegistry()
         registry.register(_Sessions(sessions))
         registry.register(_Disk(folder))
         registry.register(_Lent(sessions, demand))
+        registry.register(_Keys(sessions, accounts))
         ProcessCollector(registry=registry)
         build = Info("curvserve_build", "What is running.", registry=registry)
         versions = {"torch": torch.__version__, "python": platform.python_version()}
@@ -165,6 +170,36 @@ class _Lent(Collector):
             ("curvserve_parked_sessions", "Sessions that occupy no device.", parked),
         ):
             yield GaugeMetricFamily(name, meaning, value)
+
+
+class _Keys(Collector):
+    """What each API key has under way, and how often it was refused more."""
+
+    def __init__(
+        self,
+        sessions: Callable[[], Iterable[Session]],
+        accounts: Callable[[], Iterable[Account]],
+    ) -> None:
+        self._sessions = sessions
+        self._accounts = accounts
+
+    def collect(self) -> Iterator[Metric]:
+        begun = GaugeMetricFamily(
+            "curvserve_key_sessions", "Live sessions that a key has begun.", labels=["key"]
+        )
+        requests = GaugeMetricFamily(
+            "curvserve_key_requests", "Its requests that wait or are computed.", labels=["key"]
+        )
+        refusals = CounterMetricFamily(
+            "curvserve_quota_refusals", "How often it was refused more.", labels=["key", "quota"]
+        )
+        live = Counts(session.record.owner for session in self._sessions())
+        for account in self._accounts():
+            begun.add_metric([account.name], live[account.name])
+            requests.add_metric([account.name], account.requests)
+            for quota in QUOTAS:  # at zero too, so that a first one is seen as a rise
+                refusals.add_metric([account.name, quota], account.refused[quota])
+        yield from (begun, requests, refusals)
 
 
 class _Disk(Collector):

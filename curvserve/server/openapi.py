@@ -58,7 +58,7 @@ CHANGE = (
 LENT = ("no_device", "workers_lost", "session_lost")
 """What a route that needs a state can answer where devices are lent to sessions."""
 
-WORK = ("overloaded", "draining", "deadline_exceeded", "storage_failed", *LENT)
+WORK = ("overloaded", "quota_exceeded", "draining", "deadline_exceeded", "storage_failed", *LENT)
 """What a route that queues work can answer."""
 
 _PROBLEM: dict[str, Any] = {

@@ -1,5 +1,6 @@
 """Training states: what a session is, who may change it, who computes and who keeps it."""
 
+from .account import Account
 from .attendance import Caller, CallerGone, Request
 from .collection import Sessions
 from .durability import Durability
@@ -11,6 +12,7 @@ from .session import Session
 from .state import SessionState, Tensors
 
 __all__ = [
+    "Account",
     "Caller",
     "CallerGone",
     "Durability",

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from curvserve_client.errors import CurvserveError, DeadlineExceeded, Draining
 
+from .account import Account
 from .machine import Expectation, Machine, Stage, Ticket
 
 log = logging.getLogger("curvserve.sessions")
@@ -23,6 +24,10 @@ class Caller(Protocol):
     @property
     def seconds(self) -> float:
         """How long the answer may take."""
+
+    @property
+    def account(self) -> Account:
+        """Whose requests this one is counted among."""
 
     async def gone(self) -> None:
         """Return once nobody waits any more."""

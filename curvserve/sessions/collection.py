@@ -22,6 +22,7 @@ from curvserve_client.rules import Rule, make_rule, rule_options
 
 from ..models import Model
 from ..models.model import NAME, NAME_EXPECTED
+from .account import Account
 from .durability import Durability
 from .events import Events
 from .executor import Executor, StateLost
@@ -70,7 +71,7 @@ class Sessions:
         self._recovery = Recovery(models, executor, durability, {})
         self._observing = make_thread()
         self._sessions: dict[str, Session] = {}
-        self._reserved: set[str] = set()
+        self._reserved: dict[str, str] = {}  # name -> its owner
         self._draining = False
         self._end = math.inf
 
@@ -91,7 +92,7 @@ class Sessions:
             try:
                 state, differences = await self._recovered_state(stored)
             except (CannotRecover, ProblemError) as error:
-                self._reserved.add(name)
+                self._reserved[name] = ""  # which its owner could not end
                 self.problems.append(f"session {name}: {error}; it is kept, and not served")
             else:
                 self._sessions[name] = self._recovered(stored, state, differences)
@@ -110,6 +111,7 @@ class Sessions:
         seed: int | None = None,
         name: str = "",
         from_checkpoint: str = "",
+        account: Account | None = None,
     ) -> Session:
         """Begin a session: at version 0, or where a checkpoint was.
 
@@ -119,12 +121,14 @@ class Sessions:
             seed: what its initial parameters and draws come from; None for the checkpoint's, or 0.
             name: what to call it; empty for the first free `<model>-<number>`.
             from_checkpoint: `<session>/<checkpoint>`; empty to draw the parameters from the seed.
+            account: who begins it; None for the server itself.
 
         Raises:
             UnknownModel: this server does not serve the model.
             InvalidRequest: the name is not 1 to 64 letters, digits, dots, dashes, underscores; or
                 the checkpoint is of another model.
             SessionExists: the name is taken.
+            QuotaExceeded: the account has as many sessions as it may have.
             UnknownCheckpoint: there is no such checkpoint.
             InvalidRule: the rule does not fit the model.
             StorageFailed: it could not be written.
@@ -134,17 +138,19 @@ class Sessions:
             raise Draining("the server is stopping and takes no new work")
         name = name or self._free_name(model)
         self._check_name(name)
-        self._reserved.add(name)
+        account = account or Account()
+        account.check_sessions(self.count(account.name))
+        self._reserved[name] = account.name
         try:
             state = await self._first_state(model, rule, seed, from_checkpoint)
             if not self._executor.lends:
                 state = await self._executor.adopt(state, name)
-            record = _record(name, state)
+            record = _record(name, state, account.name)
             durable = await self._durability.create(record, state)
             machine = Machine(state.version, durable, capacity=self._queue)
             self._sessions[name] = self._session(record, state, machine)
         finally:
-            self._reserved.discard(name)
+            del self._reserved[name]
         self.events.publish("created", session=name, model=model, version=state.version)
         return self._sessions[name]
 
@@ -177,6 +183,11 @@ class Sessions:
         """Tell whether no session has a name, served or kept."""
         return name not in self._sessions and name not in self._reserved
 
+    def count(self, owner: str) -> int:
+        """Return how many sessions an API key has begun: live, being begun, or being ended."""
+        served = sum(session.record.owner == owner for session in self._sessions.values())
+        return served + sum(each == owner for each in self._reserved.values())
+
     def list(self) -> list[Session]:
         """Return all sessions, the oldest first."""
         return list(self._sessions.values())
@@ -189,11 +200,11 @@ class Sessions:
         """
         session = self.find(name)
         del self._sessions[name]
-        self._reserved.add(name)  # until its files are gone
+        self._reserved[name] = session.record.owner  # until its files are gone
         try:
             await session.delete()
         finally:
-            self._reserved.discard(name)
+            del self._reserved[name]
 
     async def park(self, seconds: float) -> None:
         """Have sessions let go of devices that have been idle for long; runs until cancelled.
@@ -318,7 +329,7 @@ class Sessions:
         return name
 
 
-def _record(name: str, state: SessionState) -> SessionRecord:
+def _record(name: str, state: SessionState, owner: str) -> SessionRecord:
     return SessionRecord(
         name=name,
         model=state.model,
@@ -326,4 +337,5 @@ def _record(name: str, state: SessionState) -> SessionRecord:
         rule=state.rule.name,
         options=rule_options(state.rule),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        owner=owner,
     )

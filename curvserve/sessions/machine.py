@@ -7,7 +7,7 @@ has its table, and a test compares that table with this file.
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -21,6 +21,8 @@ from curvserve_client.errors import (
     StaleVersion,
     UnknownSession,
 )
+
+from .account import Account
 
 REMEMBERED = 1024
 """Answers that are kept for retries; the oldest is forgotten first."""
@@ -95,6 +97,7 @@ class Ticket:
         pending: for an `optim_step`, how many batches its caller takes to be pending, if told.
         batches: for an `optim_step`, the keys of these batches, if told.
         afresh: for a `forward_backward`, whether what was pending before is dropped.
+        account: whose requests it is counted among until it ends.
         stage: how far it has come.
         abandoned: whether its deadline has passed: what it still computes will not be applied.
     """
@@ -106,6 +109,7 @@ class Ticket:
     pending: int | None = None
     batches: tuple[str, ...] | None = None
     afresh: bool = True
+    account: Account = field(default_factory=Account)
     stage: Stage = Stage.QUEUED
     abandoned: bool = False
 
@@ -189,6 +193,10 @@ class Machine:
             message = f"{self.depth} requests wait or are being computed in this session"
             raise Overloaded(message, expected=f"at most {self._capacity} at a time")
 
+    def knows(self, key: str) -> bool:
+        """Tell whether a change with this key was carried out, or is being worked on."""
+        return key in self._finished or any(ticket.key == key for ticket in self._live)
+
     def admit(self, ticket: Ticket) -> Receipt | None:
         """Take a request into the queue, or return what the same request was answered before.
 
@@ -198,6 +206,7 @@ class Machine:
         Raises:
             KeyReused: the key belongs to another request.
             InFlight: the same request is still being worked on.
+            QuotaExceeded: its account has as many requests as it may have.
             ProblemError: see `check_capacity`.
         """
         self._check_alive()
@@ -206,6 +215,7 @@ class Machine:
             if receipt is not None:
                 return receipt
         self.check_capacity()
+        ticket.account.begin_request()
         self._live.add(ticket)
         return None
 
@@ -321,5 +331,7 @@ class Machine:
             self._finished.popitem(last=False)
 
     def _end(self, ticket: Ticket) -> None:
-        self._live.discard(ticket)
+        if ticket in self._live:  # one that was abandoned in the queue ends once more
+            self._live.remove(ticket)
+            ticket.account.end_request()
         ticket.stage = Stage.ENDED

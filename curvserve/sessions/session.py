@@ -177,6 +177,7 @@ class Session:
             created=self.record.created,
             problems=self.problems,
             execution=self._executor.describe(state),
+            owner=self.record.owner,
         )
 
     def history(self, after: int = -1) -> list[dict[str, Any]]:
@@ -213,6 +214,10 @@ class Session:
             return state.version, await self._executor.parameters(state)
 
         return await self._at_state(read)
+
+    def knows(self, key: str) -> bool:
+        """Tell whether a change with this key was carried out, or is being worked on."""
+        return self._machine.knows(key)
 
     async def evaluate(self, batch: BatchReader, caller: Caller) -> EvaluateResult:
         """Return loss and metrics of a batch at the current version."""
@@ -468,7 +473,7 @@ class Session:
         expected: Expectation,
         caller: Caller,
     ) -> T:
-        ticket = Ticket(Kind.READ, expectation=expected)
+        ticket = Ticket(Kind.READ, expectation=expected, account=caller.account)
         self.check_capacity()
         self._machine.admit(ticket)
 
@@ -491,7 +496,14 @@ class Session:
         compute: Callable[[SessionState], Awaitable[_Outcome]],
         **expected: Any,
     ) -> Receipt:
-        ticket = Ticket(kind, request.key, request.fingerprint, request.expectation, **expected)
+        ticket = Ticket(
+            kind,
+            request.key,
+            request.fingerprint,
+            request.expectation,
+            account=request.caller.account,
+            **expected,
+        )
         done = self._machine.admit(ticket)
         if done is not None:
             return done

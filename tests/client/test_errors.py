@@ -37,6 +37,7 @@ STATUSES = {
     "body_too_large": 413,
     "length_required": 411,
     "overloaded": 429,
+    "quota_exceeded": 429,
     "deadline_exceeded": 504,
     "draining": 503,
     "out_of_memory": 507,

@@ -14,6 +14,7 @@ from curvserve_client import (
     NonFinite,
     Overloaded,
     ProtocolError,
+    QuotaExceeded,
     RemoteSession,
     StaleVersion,
     StorageFailed,
@@ -57,17 +58,28 @@ def attempt(**members: float) -> Attempt:
 
 
 ALWAYS = [error for error, again in RETRIED.items() if again is Again.ALWAYS]
+ASKED = [error for error, again in RETRIED.items() if again is Again.IF_ASKED]
 SOMETIMES = [error for error, again in RETRIED.items() if again is Again.IF_REPEATABLE]
 
 
 def test_the_table_is_the_contracts() -> None:
     assert set(ALWAYS) == {Unreachable, Overloaded, Draining, NoDevice, WorkersLost}
     assert set(SOMETIMES) == {ConnectionFailed, InFlight}
+    assert set(ASKED) == {QuotaExceeded}
+    assert RETRIED.keys() == {*ALWAYS, *SOMETIMES, *ASKED}
 
 
 @pytest.mark.parametrize("error", [NonFinite("x"), StaleVersion("x"), StorageFailed("x")], ids=repr)
 def test_what_is_not_in_the_table_is_told_at_once(error: CurvserveError) -> None:
     assert attempt().pause(error) is None
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+def test_a_quota_is_waited_for_only_where_the_server_says_how_long(repeatable: bool) -> None:
+    tried = attempt(repeatable=repeatable)
+    assert tried.pause(QuotaExceeded("as many sessions as it may have")) is None
+    pause = tried.pause(QuotaExceeded("as many requests as it may have", retry_after=1))
+    assert pause is not None and 1 <= pause <= 1 + FIRST_PAUSE
 
 
 @pytest.mark.parametrize("kind", SOMETIMES)
@@ -166,11 +178,11 @@ def test_nobody_listens_and_that_is_told_at_once() -> None:
 
 
 def test_another_version_of_the_protocol_is_named() -> None:
-    answer = http_json({"code": "quota_exceeded", "detail": "new in version 2"}, 422, PROBLEM)
+    answer = http_json({"code": "too_early", "detail": "new in version 2"}, 422, PROBLEM)
     with (
         answering(answer) as server,
         Client(server.url) as client,
-        pytest.raises(ProtocolError, match="unknown code 'quota_exceeded': new in version 2"),
+        pytest.raises(ProtocolError, match="unknown code 'too_early': new in version 2"),
     ):
         client.models()
 

@@ -15,6 +15,7 @@ from tests.server.process import ROOT
 DOCKER = ROOT / "docker"
 COMPOSE = DOCKER / "compose.yaml"
 COMPOSE_CPU = DOCKER / "compose.cpu.yaml"
+COMPOSE_RAY = DOCKER / "compose.ray.yaml"
 DOCKERFILE = DOCKER / "Dockerfile"
 
 OPTIONS = {f"CURVSERVE_{name.upper()}" for name in inspect.signature(serve).parameters}

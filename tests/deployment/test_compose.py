@@ -13,6 +13,7 @@ from curvserve import __version__
 from tests.deployment.files import (
     COMPOSE,
     COMPOSE_CPU,
+    COMPOSE_RAY,
     DOCKER,
     DOCKERFILE,
     OPTIONS,
@@ -22,7 +23,7 @@ from tests.deployment.files import (
 )
 from tests.server.process import ROOT
 
-FILES = [COMPOSE, COMPOSE_CPU]
+FILES = [COMPOSE, COMPOSE_CPU, COMPOSE_RAY]
 SERVICES = [
     pytest.param(path, name, id=f"{path.name}-{name}")
     for path in FILES
@@ -79,7 +80,7 @@ def test_a_service_is_bounded_and_starts_again(path: Path, name: str) -> None:
     assert service["security_opt"] == ["no-new-privileges:true"]
     tag = service["image"].rpartition(":")[2]
     assert any(letter.isdigit() for letter in tag) and "latest" not in tag
-    public = [port for port in service["ports"] if not port.startswith("127.0.0.1:")]
+    public = [port for port in service.get("ports", []) if not port.startswith("127.0.0.1:")]
     assert public == (["80:8080", "443:8443"] if name == "proxy" else [])
 
 
@@ -108,7 +109,8 @@ def test_what_is_beside_the_server_is_started_only_by_its_profile() -> None:
 
 
 def test_no_secret_is_in_a_file_of_the_repository() -> None:
-    files = [secret["file"] for secret in read(COMPOSE)["secrets"].values()]
+    secrets = read(COMPOSE)["secrets"] | read(COMPOSE_RAY)["secrets"]
+    files = [secret["file"] for secret in secrets.values()]
     assert all(file.startswith("./secrets/") for file in files)
     command = ["git", "check-ignore", *(f"docker/{file}" for file in files)]
     ignored = subprocess.run(command, cwd=ROOT, capture_output=True)

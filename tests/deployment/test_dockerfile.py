@@ -19,7 +19,15 @@ import pytest
 from curvserve.api_keys import new_key
 from tests.client.servers import closed_port
 from tests.deployment.dockerfile import Build, Stage, copied, stages, tracked
-from tests.deployment.files import COMPOSE, COMPOSE_CPU, DOCKERFILE, OPTIONS, read, seconds
+from tests.deployment.files import (
+    COMPOSE,
+    COMPOSE_CPU,
+    COMPOSE_RAY,
+    DOCKERFILE,
+    OPTIONS,
+    read,
+    seconds,
+)
 from tests.server.process import PATIENCE, ROOT
 
 WHEELS, INSTALL, FINAL = stages()
@@ -80,7 +88,7 @@ def test_no_secret_is_in_a_layer() -> None:
 def test_the_health_check_is_that_of_the_compose_files() -> None:
     assert HEALTH
     options = dict(re.findall(r"--([a-z-]+)=(\S+)", HEALTH["options"]))
-    for path in (COMPOSE, COMPOSE_CPU):
+    for path in (COMPOSE, COMPOSE_CPU, COMPOSE_RAY):
         check = read(path)["services"]["curvserve"]["healthcheck"]
         assert check["test"] == ["CMD", *json.loads(HEALTH["command"])]
         assert {name.replace("_", "-"): str(value) for name, value in check.items()} == {

@@ -16,6 +16,7 @@ from curvserve_client import Client
 from curvserve_client.errors import PROBLEMS
 from prometheus_client.parser import text_string_to_metric_families
 
+from curvserve.api_keys import new_key
 from tests.deployment.files import COMPOSE, DOCKER, read
 from tests.server.process import ROOT, serving
 from tests.server.tiny import REFERENCE, batch
@@ -70,13 +71,17 @@ def parsed(expression: str) -> tuple[list[Named], set[str]]:
 def exposed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """Sample -> labels, of a server that keeps its sessions and has taken a step."""
     folder = tmp_path_factory.mktemp("data")
+    key, entry = new_key("board", ["train"])
+    (folder / "keys.toml").write_text(entry.to_toml())
+    kept = ("--data-dir", str(folder / "data"), "--api-keys", str(folder / "keys.toml"))
     with (
-        serving("--model", REFERENCE, "--data-dir", str(folder), "--log-level", "error") as server,
-        Client(server.address) as client,
+        serving("--model", REFERENCE, *kept, "--log-level", "error") as server,
+        Client(server.address, api_key=key) as client,
     ):
         given = batch()
         client.session("tiny").step(given["inputs"], given["targets"])
-        text = httpx.get(f"{server.address}/metrics").text
+        asked = {"authorization": f"Bearer {key}"}
+        text = httpx.get(f"{server.address}/metrics", headers=asked).text
     found = {"up": set(SCRAPED)}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

@@ -20,7 +20,7 @@ from curvserve.models.mnist_cnn import network
 from tests.documentation.pages import PAGES, ROOT, Block, blocks, shown
 from tests.documentation.tables import PAGE, filled
 from tests.models.idx import write_mnist
-from tests.server.process import serving
+from tests.server.process import python, serving
 
 ADDRESS = "http://127.0.0.1:8000"
 LINK = re.compile(r"\[[^]]*\]\(([^)#:]+)\)")
@@ -122,9 +122,7 @@ def test_a_pages_tables_are_those_of_the_registries(page: Path) -> None:
     ],
 )
 def test_an_example_runs_to_its_end(name: str, last: str) -> None:
-    printed = subprocess.run(
-        [sys.executable, f"examples/{name}.py"], cwd=ROOT, text=True, capture_output=True
-    )
+    printed = python(f"examples/{name}.py")
     found = re.search(last, printed.stdout + printed.stderr)
     assert found, printed.stdout + printed.stderr
     if name == "per_sample_gradient_norms":
@@ -143,12 +141,7 @@ def test_an_example_runs_to_its_end(name: str, last: str) -> None:
     ],
 )
 def test_an_example_trains_through_a_server(name: str, last: str, address: str) -> None:
-    printed = subprocess.run(
-        [sys.executable, f"examples/{name}.py", "--url", address],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-    )
+    printed = python(f"examples/{name}.py", "--url", address)
     found = re.search(last, printed.stdout)
     assert found, printed.stdout + printed.stderr
     assert float(found[1]) > 80
@@ -194,12 +187,7 @@ def test_a_page_links_to_what_exists(page: Path) -> None:
 
 
 def test_the_example_ends_above_85_percent() -> None:
-    done = subprocess.run(
-        [sys.executable, "examples/diag_ggn_mnist.py", "--data-dir", "no-such-folder"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = python("examples/diag_ggn_mnist.py", "--data-dir", "no-such-folder")
     assert done.returncode == 0, done.stderr
     first, *log, last = done.stdout.splitlines()
     assert first.endswith("training on the bundled digits")
@@ -215,12 +203,9 @@ def test_the_example_trains_from_real_mnist_files(tmp_path: Path) -> None:
     images, labels = load_digits("train")
     part = (images[:128, 0].numpy(), labels[:128].byte().numpy())
     write_mnist(tmp_path, train=part, test=part)
-    printed = subprocess.check_output(
-        [sys.executable, "examples/diag_ggn_mnist.py", "--data-dir", str(tmp_path)],
-        cwd=ROOT,
-        text=True,
-    )
-    assert printed.splitlines()[0].startswith("Iteration   0/100   Minibatch Loss ")
+    done = python("examples/diag_ggn_mnist.py", "--data-dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].startswith("Iteration   0/100   Minibatch Loss ")
 
 
 def test_every_test_that_a_page_names_exists() -> None:

@@ -12,14 +12,13 @@ import httpx
 from curvserve.data import load_digits
 from tests.documentation.pages import shape, shown
 from tests.models.idx import write_mnist
-from tests.server.process import PATIENCE, ROOT
+from tests.server.process import PATIENCE, ROOT, forked, python
 
 DEMO = [sys.executable, "-m", "curvserve", "demo"]
 LINE = re.compile(r"Iteration +(\d+)/(\d+)   Minibatch Loss \d+\.\d{3}  Accuracy \d+%")
 
 
-def demo(*arguments: str) -> list[str]:
-    done = subprocess.run([*DEMO, *arguments], capture_output=True, text=True, cwd=ROOT)
+def lines_of(done: subprocess.CompletedProcess[str]) -> list[str]:
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()
 
@@ -31,7 +30,7 @@ def held_out(line: str) -> tuple[float, int]:
 
 
 def test_a_hundred_steps_reach_85_percent_and_print_what_the_readme_shows() -> None:
-    printed = demo()
+    printed = lines_of(subprocess.run(DEMO, capture_output=True, text=True, cwd=ROOT))
     lines, expected = shape("\n".join(printed)), shape("\n".join(shown("make demo")))
     gap = expected.index("...")
     assert lines[:gap] == expected[:gap]
@@ -51,15 +50,14 @@ def test_real_mnist_is_trained_from_where_a_folder_holds_it(tmp_path: Path) -> N
         images, labels = load_digits("train")
         parts[part] = (images[:samples, 0].numpy(), labels[:samples].byte().numpy())
     write_mnist(tmp_path, **parts)
-    told = json.loads("\n".join(demo("--data-dir", str(tmp_path), "--steps", "5", "--json")))
+    options = ("--data-dir", str(tmp_path), "--steps", "5", "--json")
+    told = json.loads("\n".join(lines_of(python("-m", "curvserve", "demo", *options))))
     assert list(told) == ["server", "steps", "seconds", "accuracy", "held_out"]
     assert (told["steps"], told["held_out"]) == (5, 40) and 0 <= told["accuracy"] <= 1
 
 
 def test_the_server_stays_up_if_asked_until_ctrl_c() -> None:
-    with subprocess.Popen(
-        [*DEMO, "--keep", "--steps", "1"], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    ) as process:
+    with forked(["demo", "--keep", "--steps", "1"], {}, log=False) as process:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")
         address = next(line for line in lines if line.startswith("server and page: ")).split()[-1]

@@ -1,10 +1,11 @@
-"""A server process for tests that want one of their own.
+"""A server process, or a script's, for tests that want one of their own.
 
 Forked from one that has imported everything already, which saves the two seconds that this takes;
 `cold` ones are what a person's command starts.
 """
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Protocol
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +93,7 @@ def serving(
     """
     command = ["serve", "--port", "0", *arguments]
     cold = cold or any(name.startswith("OMP_") for name in environment)
-    with (_started if cold else _forked)(command, environment, log=log) as process:
+    with (_started if cold else forked)(command, environment, log=log) as process:
         try:
             assert process.stdout is not None
             announcement = process.stdout.readline()
@@ -116,10 +118,42 @@ def _started(
         yield process
 
 
+def python(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run what `python FILE ...` or `python -m MODULE ...` runs, to its end."""
+    with TemporaryDirectory() as folder:
+        told = Path(folder, "stdout"), Path(folder, "stderr")
+        given = (list(arguments), dict(os.environ), told, cwd)
+        child = forkserver().Process(target=_interpret, args=given)
+        child.start()
+        child.join()
+        stdout, stderr = (path.read_text() for path in told)
+    assert child.exitcode is not None
+    return subprocess.CompletedProcess(arguments, child.exitcode, stdout, stderr)
+
+
+def _interpret(
+    arguments: Sequence[str], environment: Mapping[str, str], told: Sequence[Path], cwd: Path
+) -> None:
+    for path, number in zip(told, (1, 2), strict=True):
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    if arguments[0] == "-m":
+        sys.argv[:] = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv[:] = arguments
+        sys.path[0] = str((cwd / arguments[0]).parent)
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
 @contextmanager
-def _forked(
+def forked(
     arguments: Sequence[str], environment: Mapping[str, str], *, log: bool
 ) -> Iterator[Process]:
+    """Run a `curvserve` command, its standard output as a stream; it is ended by who asks."""
     stdout, out = forkserver().Pipe(duplex=False)
     # not the error output that the process had that it is forked from
     stderr, err = (

@@ -209,6 +209,8 @@ ENTRY = KEYS["read"][1].to_toml()
         (ENTRY.replace('["read"]', "[]"), "keys.0.scopes: List should have at least 1 item"),
         (ENTRY.replace('sha256 = "', 'sha256 = "cs_secret'), "keys.0.sha256: String should match"),
         (ENTRY + "key = 1", "keys.0.key: Extra inputs"),
+        (ENTRY + "sessions = -1", "keys.0.sessions: Input should be greater than or equal to 0"),
+        (ENTRY + "requests = '1'", "keys.0.requests: Input should be a valid integer"),
         (ENTRY + ENTRY, "two keys have the name 'read'"),
         (ENTRY + ENTRY.replace('"read"', '"other"', 1), "two keys have the sha256"),
     ],

@@ -81,6 +81,13 @@ def test_a_new_key_is_shown_beside_the_entry_that_lets_it_in(tmp_path: Path) -> 
     assert found is not None and (found.name, found.scope) == ("loop", Scope.ADMIN)
 
 
+def test_a_new_key_may_have_quotas_of_its_own(tmp_path: Path) -> None:
+    quotas = ("--sessions", "0", "--requests", "8")
+    (tmp_path / "keys.toml").write_text(run("keys", "new", "--name", "loop", *quotas).stdout)
+    (entry,) = KeyRing.read(tmp_path / "keys.toml").entries
+    assert (entry.sessions, entry.requests) == (0, 8)
+
+
 def test_a_new_key_needs_a_name_that_a_file_can_hold() -> None:
     assert "name: String should match" in refused("keys", "new", "--name", "a b")
 

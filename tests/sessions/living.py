@@ -9,7 +9,15 @@ from curvserve_client.rules import Rule
 from torch import Tensor
 
 from curvserve.models import Model
-from curvserve.sessions import Durability, Expectation, InlineExecutor, Request, Session, Sessions
+from curvserve.sessions import (
+    Account,
+    Durability,
+    Expectation,
+    InlineExecutor,
+    Request,
+    Session,
+    Sessions,
+)
 from curvserve.sessions.storage import FolderStore, Level, MemoryStore, Store
 from tests.sessions.small import CPU, DROPPED, PLAIN, batch
 
@@ -21,6 +29,10 @@ class Patient:
     """A caller that waits for an answer as long as it takes."""
 
     seconds = 600.0
+
+    def __init__(self, account: Account | None = None) -> None:
+        """Wait for an account's request; without one, for nobody's."""
+        self.account = account or Account()
 
     async def gone(self) -> None:
         """Never return."""

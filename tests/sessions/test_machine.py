@@ -9,6 +9,7 @@ from curvserve_client.errors import (
     NothingPending,
     Overloaded,
     ProblemError,
+    QuotaExceeded,
     StaleVersion,
     UnknownSession,
 )
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from curvserve.sessions import Account
 from curvserve.sessions.machine import Expectation, Kind, Machine, Receipt, Stage, Ticket
 
 
@@ -226,8 +228,24 @@ def test_the_keys_of_an_earlier_process_are_known() -> None:
     assert receipt == Receipt(7, {"version": 7})
 
 
+def test_a_retry_is_answered_even_where_its_account_is_full() -> None:
+    one, two, account = Machine(), Machine(), Account("loop", max_requests=1)
+    receipt = carry_out(one, Ticket(Kind.STEP, "a", b"a", account=account))
+    two.admit(Ticket(Kind.READ, account=account))
+    assert one.admit(Ticket(Kind.STEP, "a", b"a", account=account)) is receipt
+    with pytest.raises(QuotaExceeded) as caught:
+        one.admit(Ticket(Kind.STEP, "b", b"b", account=account))
+    assert caught.value.retry_after
+    assert (one.depth, account.requests, account.refused["requests"]) == (0, 1, 1)
+    one.admit(Ticket(Kind.STEP, "b", b"b", account=Account("other", max_requests=1)))
+    assert one.knows("a") and one.knows("b") and not one.knows("c")
+
+
 class AnyOrder(RuleBasedStateMachine):
-    """Requests in any order and at any stage: at most one change runs, each is applied once."""
+    """Requests in any order and at any stage: at most one change runs, each is applied once.
+
+    They come from two callers, one of whom may have two under way.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,10 +254,15 @@ class AnyOrder(RuleBasedStateMachine):
         self.running: Ticket | None = None
         self.applied: list[str] = []
         self.steps = 0
+        self.accounts = Account("few", max_requests=2), Account("many")
 
-    @rule(number=st.integers(0, 6))
-    def send(self, number: int) -> None:
-        ticket = Ticket(Kind.STEP, str(number), b"")
+    def live(self, account: Account) -> int:
+        return sum(t.account is account for t in [*self.queue, self.running] if t is not None)
+
+    @rule(number=st.integers(0, 6), few=st.booleans())
+    def send(self, number: int, few: bool) -> None:
+        account = self.accounts[0 if few else 1]
+        ticket = Ticket(Kind.STEP, str(number), b"", account=account)
         live = {t.key for t in [*self.queue, self.running] if t is not None}
         try:
             receipt = self.machine.admit(ticket)
@@ -247,6 +270,8 @@ class AnyOrder(RuleBasedStateMachine):
             assert ticket.key in live
         except Overloaded:
             assert len(live) == 4 and ticket.key not in self.applied
+        except QuotaExceeded:
+            assert few and self.live(account) == 2 and ticket.key not in self.applied
         else:
             assert (receipt is not None) == (ticket.key in self.applied)
             if receipt is None:
@@ -280,11 +305,13 @@ class AnyOrder(RuleBasedStateMachine):
             ticket = data.draw(st.sampled_from(live))
             if self.machine.abandon(ticket) is Stage.QUEUED:
                 self.queue.remove(ticket)
+                self.machine.fail(ticket)  # as the work does that is cancelled then
 
     @invariant()
     def each_change_counts_once(self) -> None:
         assert self.machine.version == len(self.applied) == len(set(self.applied))
         assert self.machine.depth == len(self.queue) + (self.running is not None)
+        assert all(account.requests == self.live(account) for account in self.accounts)
 
 
 TestAnyOrder = AnyOrder.TestCase

@@ -162,6 +162,7 @@ class SessionInfo:
         created: when, as ISO 8601 in UTC.
         problems: what was found damaged or different when the server last started; none, mostly.
         execution: how batches of its model are computed: eagerly, or compiled for some shapes.
+        owner: the name of the API key that began it; empty where there was none.
     """
 
     name: str
@@ -178,6 +179,7 @@ class SessionInfo:
     created: str
     problems: tuple[str, ...] = ()
     execution: str = ""
+    owner: str = ""
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
@@ -197,6 +199,7 @@ class SessionInfo:
             created=text(document, "created"),
             problems=texts(document, "problems"),
             execution=text(document, "execution"),
+            owner=text(document, "owner"),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ..direct import DirectRoute
 from ..documents import parse, request_body
 from ..openapi import BODY, CHANGE, WORK, done, problems
 from ..preconditions import PRECONDITIONS
+from ..quotas import check_quota
 from .compute import COMPUTE
 
 router = APIRouter(prefix="/v1/sessions/{name}", tags=["compute"], route_class=DirectRoute)
@@ -118,6 +119,7 @@ async def optim_step(request: Request, session: InSession, context: InContext) -
     """Take a step with the pending gradient and curvature, exactly once."""
     change = change_of(request)
     session.check_capacity()
+    check_quota(request, session)
     async with receive(request, context.limits, context.bodies, tensor_bytes=0) as body:
         wanted = parse(OptimStep, body)
         asked = change(body, Caller(request, context.limits))

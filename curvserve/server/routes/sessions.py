@@ -14,6 +14,7 @@ from ..answers import json_answer
 from ..body import receive
 from ..context import InContext, InSession
 from ..documents import parse, request_body
+from ..exchange import exchange_of
 from ..openapi import BODY, done, problems
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
@@ -46,6 +47,7 @@ _DOCUMENT: dict[str, Any] = {"requestBody": request_body(NewSession)}
         "invalid_request",
         "invalid_rule",
         "session_exists",
+        "quota_exceeded",
         "unknown_checkpoint",
         "storage_failed",
     ),
@@ -64,6 +66,7 @@ async def create_session(request: Request, context: InContext) -> Response:
         wanted.seed,
         wanted.name or "",
         wanted.from_checkpoint or "",
+        exchange_of(request.scope).account,
     )
     answer = json_answer(session.describe().to_dict(), session.state.version)
     answer.status_code = 201

@@ -77,6 +77,7 @@ class SessionRecord:
         rule: name of its update rule.
         options: the rule's options.
         created: when it began, as ISO 8601.
+        owner: the name of the API key that began it; empty where there was none.
     """
 
     name: str
@@ -85,6 +86,7 @@ class SessionRecord:
     rule: str
     options: Mapping[str, float]
     created: str
+    owner: str = ""
 
 
 @dataclass(frozen=True)

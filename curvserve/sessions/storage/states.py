@@ -54,6 +54,7 @@ def encode_state(state: State) -> list[memoryview]:
         "rule": record.rule,
         "options": json.dumps(dict(record.options)),
         "created": record.created,
+        "owner": record.owner,
         "first_version": str(state.first_version),
         "version": str(snapshot.version),
         "steps": str(snapshot.steps),
@@ -137,6 +138,7 @@ def _record(metadata: _Metadata) -> SessionRecord:
         rule=metadata["rule"],
         options=json.loads(metadata["options"]),
         created=metadata["created"],
+        owner=metadata.get("owner", ""),  # not in files from before there were quotas
     )
 
 

@@ -150,6 +150,31 @@ def test_a_checkpoint_is_kept_under_its_name_for_good(store: Store) -> None:
         store.read_checkpoint(NAME, "c")
 
 
+def test_who_began_a_session_is_found_again(tmp_path: Path) -> None:
+    opened = open_folder(tmp_path, Level.FULL)
+    opened.create(replace(RECORD, owner="loop"), snapshot_at(0))
+    opened.close()
+    again = open_folder(tmp_path, Level.FULL)
+    (stored,) = again.recover().sessions
+    again.close()
+    assert stored.record == replace(RECORD, owner="loop")
+
+
+def test_a_snapshot_from_before_there_were_owners_is_read(tmp_path: Path) -> None:
+    opened = open_folder(tmp_path, Level.FULL)
+    begin(opened)
+    train(opened, 1, 3)
+    opened.snapshot(NAME, snapshot_at(3))
+    train(opened, 4, 5)
+    opened.close()
+    older = Path(__file__).with_name("state_before_owners.safetensors").read_bytes()
+    assert b"owner" not in older
+    (snapshot,) = tmp_path.rglob("0000000003.safetensors")
+    snapshot.write_bytes(older)
+    stored = found_again(tmp_path)
+    assert (stored.version, stored.snapshot.version, stored.problems) == (5, 3, ())
+
+
 def test_what_there_is_not_is_told(store: Store) -> None:
     with pytest.raises(NotStored):
         store.append("nobody", [])
