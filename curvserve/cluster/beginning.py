@@ -32,8 +32,9 @@ def begin(
         reason = f"--executor ray needs the extra: pip install 'curvserve[ray]' ({error})"
         raise NoCluster(reason) from error
     recipes = {model.name: model for model in models}
+    chosen = joining.chosen_kinds(devices, list(recipes))
     joining.join(options.address)
-    found = joining.find_kinds(devices, list(recipes))
+    found = joining.find_kinds(chosen)
     # through `ray://` another process has a raylet, and Ray's client tells of its end
     remote = (options.address or "").startswith("ray://")
     watching = None if remote else watch.NodeWatch()

@@ -28,7 +28,7 @@ from .divisible import is_divisible
 from .group import Group
 from .options import ClusterOptions
 from .watch import NodeWatch
-from .worker import Answer
+from .worker import Answer, Place
 
 PARKED = "parked"
 
@@ -129,9 +129,9 @@ class RayExecutor:
         """Tell whether each worker of a state keeps slices of what its rule remembers."""
         return _held(state).group.sharded
 
-    def pids(self, state: SessionState) -> list[int]:
-        """Return the processes that hold a state, each on its host."""
-        return _held(state).group.pids()
+    def places(self, state: SessionState) -> list[Place]:
+        """Return where the workers are that hold a state."""
+        return _held(state).group.places()
 
     def release(self, state: SessionState) -> None:
         """See `Executor`."""

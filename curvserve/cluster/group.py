@@ -41,7 +41,8 @@ class _Actor(Worker):
 
     def where(self) -> Place:
         """Return where this is."""
-        return self.place(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        node = ray.get_runtime_context().get_node_id()
+        return self.place(ray.util.get_node_ip_address(), node)  # type: ignore[no-untyped-call]
 
 
 class Group:
@@ -113,15 +114,15 @@ class Group:
 
     def describe(self) -> str:
         """Tell where they are and how they compute."""
-        hosts = dict.fromkeys(place.host for place in self._places)
+        hosts = {place.node: place.host for place in self._places}.values()
         many = "1 worker" if self._workers == 1 else f"{self._workers} workers"
         sliced = ["state in slices"] if self.sharded else []
         told = [f"{many} on {', '.join(hosts)}", *sliced, *self.remarks, self.execution]
         return "; ".join(filter(None, told))
 
-    def pids(self) -> list[int]:
-        """Return the workers' processes, each on its host."""
-        return [place.pid for place in self._places]
+    def places(self) -> list[Place]:
+        """Return where the workers are."""
+        return list(self._places)
 
     def new_number(self) -> int:
         """Return a number that names nothing yet."""

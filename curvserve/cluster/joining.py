@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ray
 import torch
@@ -43,25 +43,30 @@ def join(address: str | None) -> None:
             signal.signal(number, handler)
 
 
-def find_kinds(choices: Sequence[str], models: Sequence[str]) -> dict[str, torch.device]:
-    """Return on what kind of device the workers of each model compute; Ray chooses which.
+def chosen_kinds(choices: Sequence[str], models: Sequence[str]) -> dict[str, str]:
+    """Return on what kind of device the workers of each model are to compute.
 
     Args:
-        choices: as for `curvserve.server.device.find_devices`, of `auto`, `cpu` and `cuda`; `auto`
-            is a GPU where the cluster has any.
+        choices: as for `curvserve.server.device.find_devices`, of `auto`, `cpu` and `cuda`.
         models: names of the models.
 
     Raises:
         DeviceNotFound: another device, or no such model.
     """
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus = resources.get("GPU", 0) >= 1
-    found = {}
-    for name, kind in chosen_devices(choices, models).items():
+    chosen = chosen_devices(choices, models)
+    for kind in chosen.values():
         if kind not in KINDS:
             known = ", ".join(KINDS)
             raise DeviceNotFound(f"device {kind!r}: with --executor ray one of {known}")
-        found[name] = torch.device(
-            "cpu" if kind == "cpu" or (kind == "auto" and not gpus) else "cuda"
-        )
-    return found
+    return chosen
+
+
+def find_kinds(chosen: Mapping[str, str]) -> dict[str, torch.device]:
+    """Return these kinds with `auto` resolved: a GPU where the cluster has any.
+
+    Args:
+        chosen: model -> `auto`, `cpu` or `cuda`.
+    """
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    auto = "cuda" if resources.get("GPU", 0) >= 1 else "cpu"
+    return {name: torch.device(auto if k == "auto" else k) for name, k in chosen.items()}

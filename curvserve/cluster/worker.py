@@ -32,11 +32,13 @@ class Place:
 
     Attributes:
         host: the machine's name.
+        node: the cluster's name of it.
         pid: the process.
         address: `host:port`, free at the moment, where the others can reach it.
     """
 
     host: str
+    node: str
     pid: int
     address: str
 
@@ -93,17 +95,18 @@ class Worker:
         self._pending: dict[int, Pending] = {}
         self._replica: Replica | None = None
 
-    def place(self, ip: str) -> Place:
+    def place(self, ip: str, node: str) -> Place:
         """Return where this is.
 
         Args:
+            node: the cluster's name of the node.
             ip: the node's address, by which the others can reach it.
         """
         with socket.socket() as free:
             free.bind(("", 0))
             port = free.getsockname()[1]
         host = f"[{ip}]" if ":" in ip else ip
-        return Place(socket.gethostname(), os.getpid(), f"{host}:{port}")
+        return Place(socket.gethostname(), node, os.getpid(), f"{host}:{port}")
 
     def join(self, rank: int, workers: int, address: str, seconds: float, sharded: bool) -> None:
         """Build the model, and meet the others where there are any.

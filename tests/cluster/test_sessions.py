@@ -86,7 +86,7 @@ async def alone(steps: int, path: Path) -> dict[str, Tensor]:
 
 
 def pids(executor: RayExecutor, session: Session) -> list[int]:
-    return executor.pids(session.state)
+    return [place.pid for place in executor.places(session.state)]
 
 
 async def until(condition: Callable[[], bool]) -> None:
