@@ -8,6 +8,7 @@ BENCH  := $(VENV)/.bench
 # How long the campaigns are.
 KILLS  ?= 1000
 BODIES ?= 100000
+KILLS_ON_RAY ?= 40
 SEED   ?= 0
 
 # What is timed (all), and where its tables and plots go.
@@ -15,10 +16,10 @@ PART   ?=
 OUT    ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check conformance fuzz crash-test image-check bench serve clean
+.PHONY: help setup demo test check conformance fuzz crash-test cluster-test image-check bench serve clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## create .venv and install the server, the client and the test tools
 
@@ -53,6 +54,11 @@ fuzz: $(READY)  ## 100,000 mutated bodies at a live server, then its contract at
 crash-test: $(READY)  ## kill a server 1,000 times while clients train, then a bad network (20 minutes; KILLS=, SEED=)
 	$(BIN)/python -m tests.crash --kills $(KILLS) --seed $(SEED)
 	$(BIN)/python -m pytest tests/network -m campaign
+
+cluster-test: $(READY)  ## workers on Ray: every rule, quantity and convention, the contract, then kills (30 minutes; KILLS_ON_RAY=, SEED=)
+	$(BIN)/python -m pytest tests/cluster -m "" -v
+	$(BIN)/python -m tests.cluster.contract
+	$(BIN)/python -m tests.cluster.campaign --kills $(KILLS_ON_RAY) --seed $(SEED)
 
 image-check: $(READY)  ## the steps of docker/Dockerfile without Docker, and a server from what they give (a minute)
 	$(BIN)/python -m pytest tests/deployment/test_dockerfile.py -m "" -v

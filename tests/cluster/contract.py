@@ -1,0 +1,32 @@
+"""The contract's own tests over workers: `python -m tests.cluster.contract`.
+
+The servers that they start take their options from the environment, so not one test is another.
+"""
+
+import os
+import sys
+
+import pytest
+import ray
+
+from curvserve.cluster import joining
+
+TESTS = ("test_contract.py", "test_nouns.py", "test_parameters.py", "test_refusals.py")
+
+
+def main() -> int:
+    """Begin a cluster, run the tests on it, and return their exit status."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    joining.join(None)
+    address = ray.get_runtime_context().gcs_address
+    os.environ |= {
+        "CURVSERVE_EXECUTOR": "ray",
+        "CURVSERVE_RAY_ADDRESS": address,
+        "CURVSERVE_WORKERS_PER_SESSION": "2",
+        "CURVSERVE_CPUS_PER_WORKER": "0.01",  # tests leave many sessions
+    }
+    return pytest.main([*(f"tests/server/{name}" for name in TESTS), "-v", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
