@@ -4,9 +4,9 @@ The servers that they start take their options from the environment, so not one 
 """
 
 import os
+import subprocess
 import sys
 
-import pytest
 import ray
 
 from curvserve.cluster import joining
@@ -19,13 +19,14 @@ def main() -> int:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     joining.join(None)
     address = ray.get_runtime_context().gcs_address
-    os.environ |= {
+    environment = os.environ | {
         "CURVSERVE_EXECUTOR": "ray",
         "CURVSERVE_RAY_ADDRESS": address,
         "CURVSERVE_WORKERS_PER_SESSION": "2",
         "CURVSERVE_CPUS_PER_WORKER": "0.01",  # tests leave many sessions
     }
-    return pytest.main([*(f"tests/server/{name}" for name in TESTS), "-v", *sys.argv[1:]])
+    command = [sys.executable, "-m", "pytest", *(f"tests/server/{name}" for name in TESTS)]
+    return subprocess.run([*command, "-v", *sys.argv[1:]], env=environment).returncode
 
 
 if __name__ == "__main__":
