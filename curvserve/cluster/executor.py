@@ -152,8 +152,9 @@ class RayExecutor:
         """See `Executor`."""
         with phases.measure("compute"):
             at, samples = _held(state), len(batch["inputs"])
-            asked = tuple(quantities), mc_samples
-            answer = await at.group.merged(at.number, await _put(batch), samples, *asked)
+            answer = await at.group.merged(
+                at.number, await _put(batch), samples, tuple(quantities), mc_samples
+            )
         found: CurvatureResult = answer.value
         return found
 

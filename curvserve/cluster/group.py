@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..models import Model
 from ..sessions.executor import StateLost
+from ..sessions.jobs import is_divisible
 from ..sessions.team import PeerFailed
 from . import transfer
 from .options import ClusterOptions
@@ -150,7 +151,9 @@ class Group:
         answers, _ = await self._asked(job, at, makes, args, self._actors[: 1 if first else None])
         return answers
 
-    async def merged(self, at: int, batch: Any, samples: int, *asked: Any) -> Answer:
+    async def merged(
+        self, at: int, batch: Any, samples: int, quantities: Sequence[str], draws: int
+    ) -> Answer:
         """Have every worker compute its part of a batch's curvature, and the first all of it.
 
         The parts go from worker to worker.
@@ -159,15 +162,18 @@ class Group:
             at: the number of the state.
             batch: a reference to the batch.
             samples: how many samples it has.
-            asked: the quantities, and the number of draws.
+            quantities: names that the engine knows.
+            draws: for each sample.
 
         Raises:
             ProblemError: as `ask`; likewise `StateLost`.
         """
-        answers, parts = await self._asked("curvature", at, 0, (batch, *asked), self._actors)
-        if self._workers == 1:
+        whole = self._workers == 1 or not is_divisible(quantities)
+        actors = self._actors[: 1 if whole else None]
+        answers, parts = await self._asked("curvature", at, 0, (batch, quantities, draws), actors)
+        if whole:
             return answers[0]
-        args = (samples, *asked, *parts)
+        args = (samples, quantities, draws, *parts)
         return (await self._asked("merge", at, 0, args, self._actors[:1]))[0][0]
 
     def end(self) -> None:

@@ -192,10 +192,10 @@ def _evaluate(worker: Worker, at: int, makes: int, batch: Tensors) -> Answer:
 def _curvature(
     worker: Worker, at: int, makes: int, batch: Tensors, quantities: Sequence[str], draws: int
 ) -> Answer:
-    """A whole batch, or this worker's part of it."""
+    """A whole batch, or this worker's part of it; what cannot be divided the first computes."""
     replica, state = worker.replica, worker.state(at)
-    if replica.team is None:
-        return Answer(jobs.curvature(replica, state, batch, quantities, draws))
+    if replica.team is None or not jobs.is_divisible(quantities):
+        return Answer(jobs.curvature(replica.alone(), state, batch, quantities, draws))
     own = span(len(batch["inputs"]), replica.team.rank, replica.team.workers)
     if not own:
         return Answer()

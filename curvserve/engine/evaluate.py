@@ -163,10 +163,13 @@ def evaluate_part(
         quantities that are no samples' own add up.
 
     Raises:
-        ValueError: A quantity is unknown or asked for twice.
+        ValueError: A quantity is unknown, asked for twice, or of the whole batch only.
         EngineError: As :func:`evaluate`.
     """
     asked = resolve(quantities, mc_samples)
+    for quantity in asked.values():
+        if quantity is not None and not quantity.divisible:
+            raise ValueError(f"{type(quantity).__name__} is of the whole batch only")
 
     def draws(total: int, offset: int) -> Draws:
         return SeededDraws(seed, total, offset)

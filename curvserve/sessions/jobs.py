@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from ..engine import Evaluation, Part, loss_share, merge_parts
 from ..engine.errors import EngineError, NonFiniteError
 from ..engine.memory_format import run
+from ..engine.quantities import QUANTITIES
 from ..models import Support, find_support
 from ..models.batch import check_values
 from .finite import check_finite
@@ -99,6 +100,11 @@ def curvature(
     with told_as_problems():
         found = differentiate(replica, state, batch, quantities, mc_samples)
         return _curvature(state, found, len(batch["inputs"]))
+
+
+def is_divisible(quantities: Sequence[str]) -> bool:
+    """Tell whether parts of a batch can be computed apart, whichever of these are asked for."""
+    return all(name not in QUANTITIES or QUANTITIES[name].divisible for name in quantities)
 
 
 def curvature_part(

@@ -1,7 +1,7 @@
 """A model built on a device, into which any session's tensors are put before it computes."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -76,6 +76,10 @@ class Replica:
         evaluator = Evaluator(network, loss)
         slices = Slices(team) if team is not None and sharded else None
         return cls(model, network, loss, device, evaluator, modes, list(drawing), team, slices)
+
+    def alone(self) -> "Replica":
+        """Return the same, computing whole batches without the team."""
+        return replace(self, team=None, slices=None)
 
     def together(self, what: Hashable, samples: int, part: Callable[[range], T]) -> T:
         """Return what all samples of a batch give, of which a team has each a part.

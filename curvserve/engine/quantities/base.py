@@ -34,12 +34,14 @@ class Quantity(ABC):
             one; without it the states of parts of a batch add up.
         tensor: Whether the result is a single tensor.
         of_one_loss: Whether nothing is defined for a sum of several extended losses.
+        divisible: Whether the states of parts of a batch can be put together.
     """
 
     savefield: str
     per_sample: ClassVar[int | None] = None
     tensor: ClassVar[bool] = True
     of_one_loss: ClassVar[bool] = False
+    divisible: ClassVar[bool] = True
 
     @abstractmethod
     def compute(self, at: "Pass") -> dict[Tensor, Any] | None:
@@ -57,7 +59,13 @@ class Quantity(ABC):
         return total.add_(part)
 
     def merge(self, states: Sequence[Any]) -> Any:
-        """Puts the states of consecutive parts of a batch together."""
+        """Puts the states of consecutive parts of a batch together.
+
+        Raises:
+            ValueError: They cannot be: the quantity is that of the whole batch only.
+        """
+        if not self.divisible:
+            raise ValueError(f"{type(self).__name__} needs the whole batch: call it without chunk")
         if self.per_sample is None:
             return torch.stack(list(states)).sum(0)
         return torch.cat(list(states), self.per_sample)

@@ -5,7 +5,6 @@ Harmeling, Hennig, Modular block-diagonal curvature approximations for feedforwa
 AISTATS 2020; Chen, BDA-PCH, 2018.)
 """
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +32,7 @@ class _Averaged(Quantity):
 
     tensor: ClassVar[bool] = False
     of_one_loss: ClassVar[bool] = True
+    divisible: ClassVar[bool] = False  # an average over a part is not that over the batch
 
     def compute(self, at: Pass) -> dict[Tensor, list[Tensor]]:
         """See the base class.
@@ -55,10 +55,6 @@ class _Averaged(Quantity):
             if index > first:
                 matrix = self._carry(link, matrix)
         return states
-
-    def merge(self, states: Sequence[Any]) -> Any:
-        """An average over a part of a batch is not the average over the batch."""
-        raise ValueError(f"{type(self).__name__} needs the whole batch: call it without chunk")
 
     def _curvature(self) -> str:
         return Curvature.GGN

@@ -113,6 +113,7 @@ class GGNMP(Quantity):
 
     tensor: ClassVar[bool] = False
     of_one_loss: ClassVar[bool] = True
+    divisible: ClassVar[bool] = False
 
     def __init__(self, savefield: str = "ggnmp") -> None:
         """Chooses the attribute.
@@ -133,10 +134,6 @@ class GGNMP(Quantity):
     def _matrix(self, loss: LossAt) -> _Matrix:
         factor = loss_ggn_product(loss)  # now: a loss that has none is refused by the backward pass
         return lambda model: ggn_product(model, factor)
-
-    def merge(self, states: object) -> object:
-        """Products of parts of a batch are not put together."""
-        raise ValueError(f"{type(self).__name__} needs the whole batch: call it without chunk")
 
 
 class HMP(GGNMP):

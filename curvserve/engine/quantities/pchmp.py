@@ -4,7 +4,6 @@
 networks, 2018; Dangel, Harmeling, Hennig, AISTATS 2020.)
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -63,6 +62,7 @@ class PCHMP(Quantity):
 
     tensor: ClassVar[bool] = False
     of_one_loss: ClassVar[bool] = True
+    divisible: ClassVar[bool] = False
 
     def __init__(self, savefield: str = "pchmp", modify: Modify = "clip") -> None:
         """Chooses the attribute and what is done to negative second derivatives.
@@ -93,7 +93,3 @@ class PCHMP(Quantity):
                     product = partial(curvature.times_parameter, index, name)
                     states[parameter] = BlockProduct(parameter.shape, parameters, product)
         return states
-
-    def merge(self, states: Sequence[Any]) -> Any:
-        """Products of parts of a batch are not put together."""
-        raise ValueError(f"{type(self).__name__} needs the whole batch: call it without chunk")
