@@ -96,7 +96,7 @@ def run(folder: Path, victims: Iterable[str]) -> Outcome:
         victims: who is killed.
     """
     outcome, progress, port = Outcome(), Progress(), free_port()
-    todo, more = iter(victims), True
+    todo, more = _Ahead(victims), True
     with ThreadPoolExecutor() as pool:
         clients: list[Future[None]] = []
         try:
@@ -110,11 +110,10 @@ def run(folder: Path, victims: Iterable[str]) -> Outcome:
         with front(port, folder / "data"):  # the last steps are acknowledged by this one
             for client in clients:
                 client.result()
-            found = {name: _state(address, name) for name in NAMES}
-    with front(free_port(), folder / "undisturbed") as server:
-        for name, steps in progress.steps.items():
-            outcome.acknowledged += steps
-            _compare(name, steps, found[name], _undisturbed(server.address, name, steps), outcome)
+            for name, steps in progress.steps.items():
+                outcome.acknowledged += steps
+                found, expected = _state(address, name), _undisturbed(address, name, steps)
+                _compare(name, steps, found, expected, outcome)
     return outcome
 
 
@@ -144,12 +143,12 @@ def _batch(name: str, step: int) -> tuple[Tensor, Tensor]:
 
 def _disturb(
     server: Server,
-    victims: Iterator[str],
+    victims: "_Ahead",
     outcome: Outcome,
     progress: Progress,
     clients: Sequence[Future[None]],
 ) -> bool:
-    """Kill one victim after another, and tell whether that ended the front."""
+    """Kill one victim after another until the front is gone; tell whether there are more."""
     progress.wait(clients)
     for victim in victims:
         pid = server.process.pid
@@ -162,9 +161,27 @@ def _disturb(
         outcome.kills[victim] += 1
         if victim != "worker":  # a front does not outlive its raylet
             server.process.wait(PATIENCE)
-            return True
+            return not victims.empty
         progress.wait(clients)
     return False
+
+
+class _Ahead:
+    """An iterator that knows whether there is more."""
+
+    def __init__(self, items: Iterable[str]) -> None:
+        self._rest = iter(items)
+        self._next = next(self._rest, None)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is left."""
+        return self._next is None
+
+    def __iter__(self) -> Iterator[str]:
+        while self._next is not None:
+            item, self._next = self._next, next(self._rest, None)
+            yield item
 
 
 def _state(address: str, name: str) -> tuple[int, dict[str, Tensor]]:
@@ -176,7 +193,7 @@ def _state(address: str, name: str) -> tuple[int, dict[str, Tensor]]:
 def _undisturbed(address: str, name: str, steps: int) -> dict[str, Tensor]:
     with Client(address, timeout=DEADLINE) as client:
         seed = NAMES.index(name)
-        with client.create_session("tiny", name, seed=seed, rule=RULE) as session:
+        with client.create_session("tiny", f"{name}-twin", seed=seed, rule=RULE) as session:
             for step in range(steps):
                 session.step(*_batch(name, step))
             return session.pull()

@@ -10,7 +10,7 @@ from tests.client.test_conventions import different, local
 from tests.client.ways import WAYS
 from tests.server.process import serving
 
-SAMPLE = [("step_lr", "fused"), ("accumulation_over_two_batches", "loop"), ("closures", "mirror")]
+SAMPLE = [("step_lr", "fused"), ("accumulation_over_two_batches", "loop")]
 ALL = [(name, way) for name in CONVENTIONS for way in WAYS if way not in CONVENTIONS[name].refused]
 ROUNDING = 1e-4
 """Of the way that the weights have come: two workers add up in another order."""
