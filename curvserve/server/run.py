@@ -11,6 +11,7 @@ import ssl
 from pathlib import Path
 from types import FrameType
 
+import torch
 import uvicorn
 from fastapi import FastAPI
 
@@ -119,6 +120,9 @@ def serve(
     """
     context = app.state.context
     _warn(context, listener, tls)
+    # of every thread but those that compute, which have begun: once OpenMP has more workers than
+    # there are cores, all of them sleep whenever they wait, at each of a step's hundred operations
+    torch.set_num_threads(1)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)  # uvicorn raises the signal again when it has shut down
     config = uvicorn.Config(
