@@ -27,6 +27,7 @@ from .problems import handle_problems
 from .request_id import RequestId
 from .route_table import RouteTable
 from .routes import ROUTERS
+from .shortcut import Shortcut
 from .status import Status
 
 
@@ -79,6 +80,7 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
     document(app)
+    app.add_middleware(Shortcut)
     if keys is not None:
         app.add_middleware(Access, keys=keys)
     app.add_middleware(Observation, routes=RouteTable(app), metrics=metrics, status=status)
