@@ -98,9 +98,7 @@ class SocketTransport(httpx.BaseTransport):
             extensions={"http_version": b"HTTP/1.1"},
         )
 
-    def exchange(
-        self, sent: _Sent, extensions: Mapping[str, Any]
-    ) -> tuple["_Answer", "_Body"]:
+    def exchange(self, sent: _Sent, extensions: Mapping[str, Any]) -> tuple["_Answer", "_Body"]:
         """Send a request; return the head of its answer, and its body, still to be read."""
         timeouts: Timeouts = extensions.get("timeout", {})
         connection = self._take(sent.place) or self._connect(sent.place, timeouts)

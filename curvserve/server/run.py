@@ -1,6 +1,7 @@
 """A server process: the socket, the signals, and the one line that says where it listens."""
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import os
@@ -168,6 +169,7 @@ class _Server(uvicorn.Server):
             return
         if self._context.keys is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_keys)
+        gc.freeze()  # a whole collection would else look at all of torch, for a sixth of a second
         print(self._announcement, flush=True)  # noqa: T201  # what scripts and people wait for
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
