@@ -29,6 +29,7 @@ Take = Callable[[str, int], memoryview | None]
 
 _AGENT = "curvserve-client"
 _PIECE = 1024 * 1024
+_SMALL = 16 * 1024  # bytes that are sent with the head
 _LINE, _LINES = 65536, 100  # what `http.client` takes
 _STATUS = re.compile("[1-9][0-9]{2}(?![0-9])")
 _IDLE_SECONDS = 2.0  # servers close idle connections (uvicorn: after 5 s); be first
@@ -356,6 +357,9 @@ def _send(connection: socket.socket, sent: _Sent, limit: Callable[[str], None]) 
         limit("write")
         try:
             for group in sent.groups:
+                if before and sum(map(len, group)) > _SMALL:
+                    _write(connection, before)  # is looked at while the rest is on its way
+                    before = ()
                 _write(connection, [*before, *group])
                 before = ()
                 limit("write")
