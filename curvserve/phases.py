@@ -1,7 +1,6 @@
 """How long each part of a request took: kept beside the request, without knowing HTTP."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from time import perf_counter
 from typing import Literal, get_args
@@ -32,26 +31,32 @@ class Phases:
         """Begin with nothing measured."""
         self.seconds: dict[Phase, float] = {}
 
-    @contextmanager
-    def measure(self, name: Phase) -> Iterator[None]:
+    def measure(self, name: Phase) -> AbstractContextManager[None]:
         """Add the time that a block takes to a phase, also where the block raises."""
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            self.add(name, perf_counter() - start)
+        return _Block(self, name)
 
     def add(self, name: Phase, seconds: float) -> None:
         """Add seconds to a phase."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
+class _Block:
+    """A context manager for `Phases.measure`, as a generator would be at four times the price."""
+
+    def __init__(self, phases: Phases, name: Phase) -> None:
+        self._phases, self._name = phases, name
+
+    def __enter__(self) -> None:
+        self._start = perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._phases.add(self._name, perf_counter() - self._start)
+
+
 current: ContextVar[Phases] = ContextVar("curvserve.phases")
 """The phases of the request that is being answered; a thread or task of another's has none."""
 
 
-@contextmanager
-def measure(name: Phase) -> Iterator[None]:
+def measure(name: Phase) -> AbstractContextManager[None]:
     """Add the time that a block takes to a phase of the current request, if there is one."""
-    with current.get(Phases()).measure(name):
-        yield
+    return (current.get(None) or Phases()).measure(name)

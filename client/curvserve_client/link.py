@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -269,15 +269,29 @@ class _Chunks:
         self._attempts = attempts
 
     def __iter__(self) -> Iterator[bytes]:
+        for group in self.groups():
+            yield from cast(Sequence[bytes], group)  # httpx only measures and joins
+
+    def groups(self) -> Iterator[Sequence[memoryview]]:
+        """Yield chunks that are sent together: small ones until they are as many bytes as one."""
         request, deadline = self._attempts.request, self._attempts.deadline
         progress = self._attempts.progress
         progress.at("sending", wire.length(request.parts))
+        group: list[memoryview] = []
+        size = 0
         for part in request.parts:
             for start in range(0, part.nbytes, _CHUNK):
-                deadline.check("the request to be taken")
-                chunk = part[start : start + _CHUNK]
-                yield cast(bytes, chunk)  # httpx only measures and joins
-                progress.done += len(chunk)
+                group.append(part[start : start + _CHUNK])
+                size += len(group[-1])
+                if size >= _CHUNK:
+                    deadline.check("the request to be taken")
+                    yield group
+                    progress.done += size
+                    group, size = [], 0
+        if group:
+            deadline.check("the request to be taken")
+            yield group
+            progress.done += size
         deadline.check("the answer")
         progress.at("waiting for the answer")
         request.sent()

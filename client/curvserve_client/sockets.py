@@ -1,21 +1,23 @@
 """An httpx transport that reads large bodies straight into reused memory.
 
 httpx's own reads 64 KiB at a time through h11 and copies each piece; `http.client` reads a whole
-body into a buffer. docs/decisions/0017 has the figures.
+body into a buffer. docs/decisions/0017 has the figures, 0032 those of what is left out of
+`http.client`: its parser of heads, which is that of mail, and a write for each part of a request.
 """
 
 import http.client
+import re
 import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from types import SimpleNamespace
-from typing import Any, cast
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, Protocol, cast
 from urllib.parse import urlencode
 
 import httpx
@@ -27,6 +29,9 @@ Take = Callable[[str, int], memoryview | None]
 
 _AGENT = "curvserve-client"
 _PIECE = 1024 * 1024
+_SMALL = 16 * 1024  # bytes that are sent with the head
+_LINE, _LINES = 65536, 100  # what `http.client` takes
+_STATUS = re.compile("[1-9][0-9]{2}(?![0-9])")
 _IDLE_SECONDS = 2.0  # servers close idle connections (uvicorn: after 5 s); be first
 
 Timeouts = Mapping[str, float | None]
@@ -35,9 +40,16 @@ Place = tuple[str, str, int]
 """Scheme, host and port."""
 
 
+class Body(Protocol):
+    """What a request sends."""
+
+    def groups(self) -> Iterator[Sequence[bytes | memoryview]]:
+        """Yield what is to be written at a time."""
+
+
 @dataclass
 class _Idle:
-    connection: http.client.HTTPConnection
+    connection: socket.socket
     since: float
 
 
@@ -46,8 +58,8 @@ class _Sent:
     place: Place
     method: str
     target: str
-    headers: Iterable[tuple[bytes, bytes]] | Iterable[tuple[str, str]]
-    chunks: Iterable[bytes]
+    headers: Iterable[tuple[str, str]]
+    groups: Iterable[Sequence[bytes | memoryview]]
 
 
 class SocketTransport(httpx.BaseTransport):
@@ -76,39 +88,39 @@ class SocketTransport(httpx.BaseTransport):
             httpx.TransportError: as httpx's own transport.
         """
         stream = cast(httpx.SyncByteStream, request.stream)
-        target, headers = request.url.raw_path.decode("ascii"), request.headers.raw
-        sent = _Sent(_place(request.url), request.method, target, headers, stream)
+        target, headers = request.url.raw_path.decode("ascii"), request.headers.multi_items()
+        groups = ([chunk] for chunk in stream)
+        sent = _Sent(_place(request.url), request.method, target, headers, groups)
         answer, body = self.exchange(sent, request.extensions)
         return httpx.Response(
             answer.status,
-            headers=answer.getheaders(),
+            headers=answer.lines,
             stream=body,
             extensions={"http_version": b"HTTP/1.1"},
         )
 
-    def exchange(
-        self, sent: _Sent, extensions: Mapping[str, Any]
-    ) -> tuple[http.client.HTTPResponse, "_Body"]:
+    def exchange(self, sent: _Sent, extensions: Mapping[str, Any]) -> tuple["_Answer", "_Body"]:
         """Send a request; return the head of its answer, and its body, still to be read."""
         timeouts: Timeouts = extensions.get("timeout", {})
         connection = self._take(sent.place) or self._connect(sent.place, timeouts)
-        line = connection.sock  # which `http.client` forgets where an answer is the last
+        answer = _Answer(connection, method=sent.method)
 
         def limit(what: str = "read") -> None:
-            line.settimeout(timeouts.get(what))
+            connection.settimeout(timeouts.get(what))
 
         try:
             _send(connection, sent, limit)
             with _told(httpx.ReadTimeout, httpx.ReadError):
                 limit()
-                answer = connection.getresponse()
+                answer.begin()
         except BaseException:
+            answer.close()
             connection.close()
             raise
         take: Take | None = extensions.get(BUFFERS)
         view = None
         if take is not None and answer.length is not None:
-            view = take(answer.getheader("content-type", ""), answer.length)
+            view = take(answer.fields.get("content-type", ""), answer.length)
 
         def done() -> None:
             if answer.length == 0:
@@ -129,7 +141,7 @@ class SocketTransport(httpx.BaseTransport):
         for each in idle:
             each.connection.close()
 
-    def _take(self, place: Place) -> http.client.HTTPConnection | None:
+    def _take(self, place: Place) -> socket.socket | None:
         """Return an idle connection that is still open."""
         while True:
             with self._lock:
@@ -140,26 +152,25 @@ class SocketTransport(httpx.BaseTransport):
             connection = idle.connection
             fresh = time.monotonic() - idle.since < _IDLE_SECONDS
             # what can be read now is the end of the connection
-            if fresh and not select.select([connection.sock], [], [], 0)[0]:
+            if fresh and not select.select([connection], [], [], 0)[0]:
                 return connection
             connection.close()
 
-    def _give_back(self, place: Place, connection: http.client.HTTPConnection) -> None:
+    def _give_back(self, place: Place, connection: socket.socket) -> None:
         with self._lock:
             self._idle.setdefault(place, []).append(_Idle(connection, time.monotonic()))
 
-    def _connect(self, place: Place, timeouts: Timeouts) -> http.client.HTTPConnection:
+    def _connect(self, place: Place, timeouts: Timeouts) -> socket.socket:
         scheme, host, port = place
-        connection = http.client.HTTPConnection(host, port)
         with _told(httpx.ConnectTimeout, httpx.ConnectError):
-            connection.sock = self._socket(host, port, timeouts.get("connect"))
-            if scheme == "https":
-                try:
-                    connection.sock = self._tls().wrap_socket(connection.sock, server_hostname=host)
-                except BaseException:
-                    connection.sock.close()
-                    raise
-        return connection
+            connection = self._socket(host, port, timeouts.get("connect"))
+            if scheme != "https":
+                return connection
+            try:
+                return self._tls().wrap_socket(connection, server_hostname=host)
+            except BaseException:
+                connection.close()
+                raise
 
     def _socket(self, host: str, port: int, timeout: float | None) -> socket.socket:
         if self._uds is None:
@@ -199,7 +210,7 @@ class SocketClient:
         *,
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
-        content: Iterable[bytes] | None = None,
+        content: Body | None = None,
         extensions: Mapping[str, Any] | None = None,
         follow_redirects: bool = False,
     ) -> Iterator[httpx.Response]:
@@ -209,11 +220,12 @@ class SocketClient:
         extensions = extensions or {}
         # the default, and said all the same: what stands between may look for the line to change it
         lines = {"Host": host, "User-Agent": _AGENT, "Connection": "keep-alive", **(headers or {})}
-        sent = _Sent(place, method, target + query, lines.items(), content or ())
+        groups = content.groups() if content else ()
+        sent = _Sent(place, method, target + query, lines.items(), groups)
         answer, body = self._transport.exchange(sent, extensions)
         found = SimpleNamespace(
             status_code=answer.status,
-            headers=answer.headers,
+            headers=answer.fields,
             request=SimpleNamespace(extensions=extensions),
             iter_raw=body.__iter__,
         )
@@ -225,6 +237,70 @@ class SocketClient:
     def close(self) -> None:
         """Close every idle connection."""
         self._transport.close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer whose body `http.client` reads, and not its head: that takes the parser of mail.
+
+    Attributes:
+        lines: name and value of each line of the head.
+        fields: the values by their names in lower case; of several, joined by commas.
+    """
+
+    lines: Sequence[tuple[str, str]] = ()
+    fields: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, connection: socket.socket, method: str) -> None:
+        """Begin with nothing read."""
+        super().__init__(connection, method=method)
+        self._bodiless = method == "HEAD"
+
+    def begin(self) -> None:
+        """Read the head.
+
+        Raises:
+            http.client.HTTPException: it is none.
+        """
+        while self._read_head() == http.HTTPStatus.CONTINUE:
+            pass
+        fields = self.fields
+        connection = fields.get("connection", "").lower()
+        kept = "close" not in connection if self.version == 11 else "keep-alive" in connection
+        self.chunked = fields.get("transfer-encoding", "").lower() == "chunked"
+        self.chunk_left = None
+        length = fields.get("content-length", "")
+        self.length = int(length) if length.isascii() and length.isdigit() else None
+        if self.chunked:
+            self.length = None
+        if self.status in (204, 304) or self._bodiless:
+            self.length = 0
+        self.will_close = not kept or (self.length is None and not self.chunked)
+
+    def _read_head(self) -> int:
+        version, _, rest = self._line().partition(" ")
+        if version not in ("HTTP/1.0", "HTTP/1.1") or not _STATUS.match(rest):
+            raise http.client.BadStatusLine(f"{version} {rest:.80}")
+        self.version = 11 if version == "HTTP/1.1" else 10
+        self.status = self.code = int(rest[:3])
+        lines: list[tuple[str, str]] = []
+        fields: dict[str, str] = {}
+        while line := self._line():
+            name, colon, value = line.partition(":")
+            if not colon or not name or not name[0].isalnum() or len(lines) == _LINES:
+                raise http.client.HTTPException(f"the head has the line {line:.80}")
+            lines.append((name, value.strip()))
+            known = fields.get(name.lower())
+            fields[name.lower()] = lines[-1][1] if known is None else f"{known}, {lines[-1][1]}"
+        self.lines, self.fields = lines, fields
+        return self.status
+
+    def _line(self) -> str:
+        line = self.fp.readline(_LINE)
+        if not line.endswith(b"\n"):
+            if line:
+                raise http.client.HTTPException(f"the head ends with {line[:80]!r}")
+            raise http.client.RemoteDisconnected("the server hung up without an answer")
+        return str(line, "latin-1").rstrip("\r\n")
 
 
 class _Body(httpx.SyncByteStream):
@@ -270,21 +346,36 @@ class _Body(httpx.SyncByteStream):
             position += count
 
 
-def _send(
-    connection: http.client.HTTPConnection, sent: _Sent, limit: Callable[[str], None]
-) -> None:
-    connection.putrequest(sent.method, sent.target, skip_host=True, skip_accept_encoding=True)
-    for name, value in sent.headers:
-        connection.putheader(name, value)
+def _send(connection: socket.socket, sent: _Sent, limit: Callable[[str], None]) -> None:
+    lines = [f"{sent.method} {sent.target} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in sent.headers]
+    head = "\r\n".join([*lines, "\r\n"])
+    if head.count("\r") != len(lines) + 1 or head.count("\n") != len(lines) + 1:
+        raise ValueError("a line of the request's head holds a line break")
+    before: Sequence[bytes | memoryview] = [head.encode("latin-1")]
     with _told(httpx.WriteTimeout, httpx.WriteError):
         limit("write")
         try:
-            connection.endheaders()
-            for chunk in sent.chunks:
+            for group in sent.groups:
+                if before and sum(map(len, group)) > _SMALL:
+                    _write(connection, before)  # is looked at while the rest is on its way
+                    before = ()
+                _write(connection, [*before, *group])
+                before = ()
                 limit("write")
-                connection.sock.sendall(chunk)
+            if before:
+                _write(connection, before)
         except (BrokenPipeError, ConnectionResetError):
             pass  # a server may answer, and hang up, before it has taken the whole body
+
+
+def _write(connection: socket.socket, parts: Sequence[bytes | memoryview]) -> None:
+    """Write parts in one call, where TLS does not stand between: each wakes the other side."""
+    done = 0 if isinstance(connection, ssl.SSLSocket) else connection.sendmsg(parts)
+    for part in parts:
+        if done < len(part):
+            connection.sendall(memoryview(part)[done:])
+        done = max(done - len(part), 0)
 
 
 def _place(url: httpx.URL) -> Place:

@@ -196,6 +196,7 @@ def serve(
     # before torch is loaded: workers that wait must not take a core from a trainer beside them
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # but may look for more work a moment before they sleep: a step has hundreds of parallel regions
+    # (docs/decisions/0032: libgomp does so only while there are no more workers than cores)
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     keep_freed()
     add_working_folder()

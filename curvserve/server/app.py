@@ -28,6 +28,7 @@ from .quotas import Quotas
 from .request_id import RequestId
 from .route_table import RouteTable
 from .routes import ROUTERS
+from .shortcut import Shortcut
 from .status import Status
 
 
@@ -85,6 +86,7 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
     document(app)
+    app.add_middleware(Shortcut)
     if keys is not None:
         app.add_middleware(Access, keys=keys, quotas=quotas)
     app.add_middleware(Observation, routes=RouteTable(app), metrics=metrics, status=status)

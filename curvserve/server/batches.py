@@ -1,7 +1,7 @@
 """A request that carries a batch: received within its limits, read when its turn has come."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,10 +52,9 @@ class Arrived:
     caller: Caller
 
 
-@asynccontextmanager
-async def receive_batch(
+def receive_batch(
     request: Request, session: Session, context: Context
-) -> AsyncIterator[Arrived]:
+) -> AbstractAsyncContextManager[Arrived]:
     """Receive a batch for a session, and count its memory as taken until the block ends.
 
     Raises:
@@ -65,8 +64,7 @@ async def receive_batch(
     check = partial(check_layout, model)
     dtypes = {"inputs": model.inputs.dtype, "targets": model.targets.dtype}
     size = tensors.batch_bytes(model)
-    async with receive_tensors(request, session, context, size, check, dtypes) as arrived:
-        yield arrived
+    return receive_tensors(request, session, context, size, check, dtypes)
 
 
 @asynccontextmanager

@@ -1,10 +1,13 @@
 """What all bodies together may take, so that many of them do not exhaust the machine."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 from curvserve_client.errors import DeadlineExceeded, Draining, Overloaded
+
+T = TypeVar("T")
 
 
 class Bodies:
@@ -56,9 +59,8 @@ class Bodies:
             expected = f"at most {self._size} bytes at a time"
             raise Overloaded(detail, expected=expected, retry_after=1.0)
 
-    @asynccontextmanager
-    async def arriving(self, seconds: float) -> AsyncIterator[None]:
-        """Give a block so much time, or until `close`.
+    async def arriving(self, receiving: Awaitable[T], seconds: float) -> T:
+        """Return what is received, within so many seconds, or until `close`.
 
         Raises:
             Draining: the server stops, and would not work on what is still to come.
@@ -68,7 +70,7 @@ class Bodies:
             async with asyncio.timeout(0 if self._closed else seconds) as deadline:
                 self._deadlines.add(deadline)
                 try:
-                    yield
+                    return await receiving
                 finally:
                     self._deadlines.discard(deadline)
         except TimeoutError as error:

@@ -17,6 +17,7 @@ from curvserve_client.errors import (
 )
 from curvserve_client.wire import MEDIA_TYPE
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from .bodies import Bodies
 from .limits import Limits
@@ -86,8 +87,8 @@ async def receive(
     target = f"{request['path']}?".encode() + request["query_string"]
     digest = xxhash.xxh3_128(request.method.encode() + b" " + target + b"\n")
     with bodies.share() as take:
-        async with bodies.arriving(limits.body_seconds):
-            data = await _collect(request, cap, take, digest)
+        arriving = _collect(request, cap, take, digest)
+        data = await bodies.arriving(arriving, limits.body_seconds)
         if declared is not None and len(data) != declared:
             raise MalformedBody(f"{declared} bytes were declared, {len(data)} arrived")
         yield Body(data, kind, digest.digest())
@@ -97,7 +98,12 @@ async def _collect(
     request: Request, cap: int, take: Callable[[int], None], digest: xxhash.xxh3_128
 ) -> bytearray:
     data = bytearray()
-    async for chunk in request.stream():
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         if len(data) + len(chunk) > cap:
             raise _too_large(f"more than {cap} bytes arrived", cap)
         take(len(chunk))

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from curvserve_client.types import ModelSpec, ParameterSpec
@@ -81,5 +82,8 @@ class Catalogue:
 
 
 def _parameters(model: Model, device: torch.device) -> dict[str, ParameterSpec]:
-    network, _ = check(model, device)
+    # in a thread that ends: OpenMP keeps workers for each that has computed, and where there are
+    # more of them than cores, those of the compute thread sleep between any two operations
+    with ThreadPoolExecutor(1) as thread:
+        network, _ = thread.submit(check, model, device).result()
     return {name: ParameterSpec.of(parameter) for name, parameter in network.named_parameters()}

@@ -1,7 +1,7 @@
 """What the application holds, and how a route comes by it."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
@@ -10,7 +10,9 @@ from ..sessions import Durability, Executor, Session, Sessions
 from .bodies import Bodies
 from .catalogue import Catalogue
 from .limits import Limits
-from .metrics import Metrics
+
+if TYPE_CHECKING:
+    from .metrics import Metrics  # which counts by routes, and these need a context
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Context:
     durability: Durability
     limits: Limits
     catalogue: Catalogue
-    metrics: Metrics
+    metrics: "Metrics"
     bodies: Bodies
     keys: KeyRing | None = None
     ready: bool = False

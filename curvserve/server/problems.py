@@ -28,16 +28,27 @@ MEDIA_TYPE = "application/problem+json"
 
 _LOG = logging.getLogger("curvserve.problems")
 
+EXPECTED = (ProblemError, ClientDisconnect, CallerGone)
+"""What routes raise as a matter of course."""
+
 _BY_STATUS = {404: NotFound, 405: MethodNotAllowed, 413: BodyTooLarge, 503: Draining}
 
 
 def handle_problems(app: FastAPI) -> None:
     """Have an application answer every error with a problem document."""
-    app.add_exception_handler(ProblemError, _problem)
+    for kind in EXPECTED:
+        app.add_exception_handler(kind, _expected)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(RequestValidationError, _invalid_request)
-    app.add_exception_handler(ClientDisconnect, _nobody_listens)
-    app.add_exception_handler(CallerGone, _nobody_listens)
+
+
+def error_answer(request: Request, error: Exception) -> Response:
+    """Return the answer of a request that has failed with one of `EXPECTED`."""
+    if not isinstance(error, ProblemError):
+        return Response(status_code=499)  # the caller hung up: this goes nowhere but to the log
+    if error.status not in (503, 504) and error.status >= 500:
+        _LOG.error(error.code, exc_info=error)
+    return problem_answer(request, error)
 
 
 def first_error(errors: Any) -> str:
@@ -67,11 +78,8 @@ def problem_answer(request: Request, error: ProblemError) -> Response:
     return Response(json.dumps(document), error.status, headers, MEDIA_TYPE)
 
 
-async def _problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ProblemError)
-    if error.status not in (503, 504) and error.status >= 500:
-        _LOG.error(error.code, exc_info=error)
-    return problem_answer(request, error)
+async def _expected(request: Request, error: Exception) -> Response:
+    return error_answer(request, error)
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
@@ -87,7 +95,3 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 async def _invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     return problem_answer(request, InvalidRequest(first_error(error.errors())))
-
-
-async def _nobody_listens(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # the caller hung up: this goes nowhere but to the log

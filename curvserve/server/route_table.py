@@ -11,6 +11,7 @@ from starlette.routing import compile_path
 from starlette.types import Scope as Connection
 
 from ..api_keys import Scope
+from .direct import DirectRoute, Handler
 
 OPEN = None
 """Anyone may make the call."""
@@ -56,15 +57,25 @@ class Call:
         route: the route's path with its parameters' names; `unmatched` where there is no such path.
         scope: the smallest scope that allows it; None where it is open.
         parameters: the values of the path's parameters.
+        handler: what answers it where that is a `DirectRoute`.
     """
 
     route: str
     scope: Scope | None
     parameters: Mapping[str, str]
+    handler: Handler | None = None
 
 
 NO_ROUTE = Call("unmatched", Scope.READ, {})
 """A path that does not exist is told to callers with a key only."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    pattern: re.Pattern[str]
+    path: str
+    scopes: Mapping[str, Scope | None]
+    handler: Handler | None
 
 
 class RouteTable:
@@ -79,27 +90,31 @@ class RouteTable:
         Raises:
             LookupError: a route without a row: nobody has said who may call it.
         """
-        self._rows: list[tuple[re.Pattern[str], str, dict[str, Scope | None]]] = []
+        self._rows: list[_Row] = []
         for route in iter_route_contexts(app.routes):
             path, methods = str(route.path), (route.methods or {"ANY"}) - {"HEAD"}
+            original = route.original_route
             calls = {method: f"{method} {path}" for method in sorted(methods)}
             if absent := calls.values() - SCOPES.keys():
                 raise LookupError(f"no scope for {', '.join(sorted(absent))} in SCOPES")
             scopes = {method: SCOPES[call] for method, call in calls.items()}
-            self._rows.append((compile_path(path)[0], path, scopes))
+            handler = original.handler() if isinstance(original, DirectRoute) else None
+            self._rows.append(_Row(compile_path(path)[0], path, scopes, handler))
 
     def calls(self) -> list[str]:
         """Return method and path of every route."""
-        return [f"{method} {path}" for _, path, scopes in self._rows for method in scopes]
+        return [f"{method} {row.path}" for row in self._rows for method in row.scopes]
 
     def find(self, connection: Connection) -> Call:
         """Return what a request asks for."""
-        path, method = get_route_path(connection), connection["method"]
-        method = "GET" if method == "HEAD" else method
+        path, asked = get_route_path(connection), connection["method"]
+        method = "GET" if asked == "HEAD" else asked
         matched: Call = NO_ROUTE
-        for pattern, route, scopes in self._rows:
-            if match := pattern.match(path):
-                matched = Call(route, scopes.get(method, Scope.READ), match.groupdict())
-                if method in scopes:
+        for row in self._rows:
+            if match := row.pattern.match(path):
+                handler = row.handler if asked in row.scopes else None
+                scope = row.scopes.get(method, Scope.READ)
+                matched = Call(row.path, scope, match.groupdict(), handler)
+                if method in row.scopes:
                     break  # a path may stand once for each of its methods
         return matched

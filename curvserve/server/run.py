@@ -1,6 +1,7 @@
 """A server process: the socket, the signals, and the one line that says where it listens."""
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import os
@@ -11,6 +12,7 @@ import ssl
 from pathlib import Path
 from types import FrameType
 
+import torch
 import uvicorn
 from fastapi import FastAPI
 
@@ -119,6 +121,9 @@ def serve(
     """
     context = app.state.context
     _warn(context, listener, tls)
+    # of every thread but those that compute, which have begun: once OpenMP has more workers than
+    # there are cores, all of them sleep whenever they wait, at each of a step's hundred operations
+    torch.set_num_threads(1)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)  # uvicorn raises the signal again when it has shut down
     config = uvicorn.Config(
@@ -164,6 +169,7 @@ class _Server(uvicorn.Server):
             return
         if self._context.keys is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_keys)
+        gc.freeze()  # a whole collection would else look at all of torch, for a sixth of a second
         print(self._announcement, flush=True)  # noqa: T201  # what scripts and people wait for
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -9,7 +9,7 @@ import torch
 
 
 class ComputeThread(ThreadPoolExecutor):
-    """One thread, begun with the first job and always the same.
+    """One thread, always the same, with as many workers as torch has when it is made.
 
     OpenMP keeps a team of workers for every thread that calls it, so a pool of threads would fight
     over the cores.
@@ -24,6 +24,8 @@ class ComputeThread(ThreadPoolExecutor):
         super().__init__(1, f"curvserve-compute-{device}", initializer=self._begin)
         self._device = device
         self._task: Path | None = None
+        # a thread asks torch for their number once: what is set for others later is not for it
+        self.submit(torch.get_num_threads).result()
 
     def join(self) -> None:
         """Wait for the end of the thread, and of what it frees behind its last line of Python.

@@ -1,13 +1,15 @@
 """What makes changes durable, off the event loop: a store, and the one thread that uses it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from curvserve_client import errors
+from curvserve_client.wire import encode
 
 from .machine import Ticket
 from .snapshots import snapshot_of, without_rule_state
@@ -95,9 +97,9 @@ class Durability:
         snapshot = await self._snapshot(state)
         return await self._run(lambda store: store.create(record, snapshot))
 
-    async def append(self, session: str, parts: Sequence[memoryview]) -> BatchRef:
+    async def append(self, session: str, batch: Tensors) -> BatchRef:
         """Keep a batch that a change may refer to."""
-        return await self._run(lambda store: store.append(session, parts))
+        return await self._run(lambda store: store.append(session, encode(batch)))
 
     async def read(self, session: str, batch: BatchRef) -> bytearray:
         """Return a batch's bytes."""
@@ -114,6 +116,9 @@ class Durability:
         Raises:
             StorageFailed: whether the change is kept is not known.
         """
+        if self.level is Level.NONE:  # nothing is written, and so no other thread is waited for
+            with _told(errors.UnknownSession):
+                return self._opened.commit(session, change)
         due = change.version % self.snapshot_every == 0
         # where somebody else has told the digest, the tensors need not come here
         snapshot = await self._snapshot(state) if due or not state.digest else None
@@ -209,13 +214,24 @@ class Durability:
         call: Callable[[Store], T],
         absent: type[errors.ProblemError] = errors.UnknownSession,
     ) -> T:
-        store = self._store
-        assert store is not None  # opened at the start of service
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, call, store)
-        except NameTaken as error:
-            raise errors.CheckpointExists(str(error)) from error
-        except NotStored as error:
-            raise absent(str(error)) from error
-        except (StorageFailed, Damaged) as error:
-            raise errors.StorageFailed(str(error)) from error
+        with _told(absent):
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, call, self._opened)
+
+    @property
+    def _opened(self) -> Store:
+        assert self._store is not None  # opened at the start of service
+        return self._store
+
+
+@contextmanager
+def _told(absent: type[errors.ProblemError]) -> Iterator[None]:
+    """Tell what a store raises as problems; `absent` where what was asked for is not there."""
+    try:
+        yield
+    except NameTaken as error:
+        raise errors.CheckpointExists(str(error)) from error
+    except NotStored as error:
+        raise absent(str(error)) from error
+    except (StorageFailed, Damaged) as error:
+        raise errors.StorageFailed(str(error)) from error

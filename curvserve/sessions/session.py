@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +19,6 @@ from curvserve_client.errors import (
 )
 from curvserve_client.rules import Quantities, override_rule, rule_options
 from curvserve_client.types import CurvatureResult, EvaluateResult, ParameterSpec, SessionInfo
-from curvserve_client.wire import encode
 
 from .. import phases
 from ..failpoints import reached
@@ -271,9 +270,8 @@ class Session:
             tensors = await batch()
             seen: list[Quantities] = []
             see = seen.append if self._observer.is_due() else None
-            (after, result), ref = await asyncio.gather(
-                self._executor.step(state, tensors, rule, see), self._write(tensors)
-            )
+            computing = self._executor.step(state, tensors, rule, see)
+            (after, result), ref = await self._writing(tensors, computing)
             said = {"options": dict(options)}
             return _Outcome(after, result.to_dict(), [ref], said, seen=next(iter(seen), None))
 
@@ -303,10 +301,8 @@ class Session:
         async def compute(state: SessionState) -> _Outcome:
             tensors = await batch()
             before = self._pending if accumulate else None
-            (pending, result), ref = await asyncio.gather(
-                self._executor.forward_backward(state, tensors, before, reduction),
-                self._write(tensors),
-            )
+            computing = self._executor.forward_backward(state, tensors, before, reduction)
+            (pending, result), ref = await self._writing(tensors, computing)
             return _Outcome(state, result.to_dict(), pending=pending.written(ref))
 
         return await self._change(Kind.ACCUMULATE, request, compute, afresh=not accumulate)
@@ -367,7 +363,7 @@ class Session:
 
         async def compute(state: SessionState) -> _Outcome:
             given = await tensors()
-            after, ref = await asyncio.gather(self._executor.load(state, given), self._write(given))
+            after, ref = await self._writing(given, self._executor.load(state, given))
             return _Outcome(after, {"version": after.version}, [ref])
 
         return await self._change(Kind.LOAD, request, compute)
@@ -637,9 +633,14 @@ class Session:
     def _publish(self, kind: str, **members: Any) -> None:
         self._events.publish(kind, session=self.name, **members)
 
-    async def _write(self, tensors: Tensors) -> BatchRef:
-        """Write a batch beside the computation; what is not committed later is never read."""
-        return await self._durability.append(self.name, encode(tensors))
+    async def _writing(
+        self, batch: Tensors, computing: Coroutine[Any, Any, T]
+    ) -> tuple[T, BatchRef]:
+        """Write a batch beside its computation; what is not committed later is never read."""
+        if self._durability.level is Level.NONE:
+            return await computing, BatchRef(0, 0, 0, 0)
+        found, ref = await asyncio.gather(computing, self._durability.append(self.name, batch))
+        return found, ref
 
 
 def _now() -> float:

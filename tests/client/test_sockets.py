@@ -1,14 +1,16 @@
 """The client's own httpx transport: connections used again, bodies in place, errors as httpx's."""
 
+import socket
 import threading
 from collections.abc import Iterator
+from http.client import HTTPResponse
 
 import httpx
 import pytest
 import torch
 from curvserve_client import Client, protocol, wire
 from curvserve_client.buffers import BufferPool
-from curvserve_client.sockets import BUFFERS, SocketClient, SocketTransport
+from curvserve_client.sockets import BUFFERS, SocketClient, SocketTransport, _Answer
 from curvserve_client.transport import Transport
 
 from .servers import Peer, answering, closed_port, http, http_json, serving
@@ -122,6 +124,60 @@ def test_what_breaks_is_told_as_httpx_tells_it(
     client: httpx.Client, answer: bytes, error: type[httpx.TransportError]
 ) -> None:
     with answering(answer) as server, pytest.raises(error):
+        client.get(server.url)
+
+
+HEADS = [
+    "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Type: text/plain\r\n",
+    "HTTP/1.1 200\r\ncontent-length:5\r\n",
+    "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: Close\r\n",
+    "HTTP/1.0 200 OK\r\nContent-Length: 5\r\n",
+    "HTTP/1.0 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\n",
+    "HTTP/1.1 200 OK\r\n",
+    "HTTP/1.1 200 OK\nContent-Length: 5\n",
+    "HTTP/1.1 204 No Content\r\n",
+    "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\nContent-Length: 5\r\n",
+    "HTTP/1.1 200 OK\r\nContent-Length: five\r\n",
+    "HTTP/1.1 200 OK\r\nContent-Length: -5\r\n",
+    "HTTP/1.1 100 Continue\r\nX-Other: a\r\n\r\nHTTP/1.1 503 Busy\r\nContent-Length: 0\r\n",
+    "HTTP/1.1 200 OK\r\nServer-Timing: total;dur=1.0, a: b\r\nX-Empty:\r\nX-Latin: \xe9\r\n",
+]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("method", ["POST", "HEAD"])
+def test_heads_are_read_as_by_the_standard_library(head: str, method: str) -> None:
+    found = []
+    for kind in (_Answer, HTTPResponse):
+        here, there = socket.socketpair()
+        with here, there:
+            there.sendall(f"{head}\r\n".encode("latin-1"))
+            answer = kind(here, method=method)
+            answer.begin()
+            lines = answer.lines if isinstance(answer, _Answer) else answer.getheaders()
+            body = (answer.length, bool(answer.chunked), bool(answer.will_close))
+            found.append((answer.status, answer.version, list(lines), *body))
+            answer.close()
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "HTTP/2 200 OK\r\n\r\n",
+        "HTTP/1.1 2000 OK\r\n\r\n",
+        "HTTP/1.1 OK\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX-Folded: a\r\n  b\r\n\r\n",
+        f"HTTP/1.1 200 OK\r\nX-Long: {'a' * 70_000}\r\n\r\n",
+        "HTTP/1.1 200 OK\r\n" + "X-Many: a\r\n" * 101 + "\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Le",
+    ],
+    ids=["version", "status", "no status", "no colon", "folded", "long", "many", "cut"],
+)
+def test_what_is_no_head_is_told_as_httpx_tells_it(client: httpx.Client, head: str) -> None:
+    with answering(head.encode()) as server, pytest.raises(httpx.RemoteProtocolError):
         client.get(server.url)
 
 

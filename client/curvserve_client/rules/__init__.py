@@ -70,7 +70,7 @@ def override_rule(rule: Rule, options: Mapping[str, float]) -> Rule:
     Raises:
         InvalidRule: no such option, or a value out of range.
     """
-    return dataclasses.replace(rule, **_known(type(rule), options))
+    return dataclasses.replace(rule, **_known(type(rule), options)) if options else rule
 
 
 def rule_options(rule: Rule) -> dict[str, float]:

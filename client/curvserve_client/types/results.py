@@ -1,6 +1,5 @@
 """What a call on a session gives back."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ class EvaluateResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON values."""
-        return dataclasses.asdict(self)
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class StepResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON values."""
-        members = dataclasses.asdict(self)
+        members = dict(vars(self))  # `asdict` would copy each value, at every step
         del members["durable_version"]
         return members
 
@@ -137,7 +136,7 @@ class ForwardBackwardResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON values."""
-        return dataclasses.asdict(self)
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)

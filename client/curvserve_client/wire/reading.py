@@ -63,7 +63,8 @@ def decode(
     view = memoryview(body).cast("B")
     if view.readonly:
         view = memoryview(bytearray(view))
-    return {name: _tensor(view, info) for name, info in infos.items()}, metadata
+    address = torch.frombuffer(view, dtype=torch.uint8).data_ptr() if infos else 0
+    return {name: _tensor(view, info, address) for name, info in infos.items()}, metadata
 
 
 def _refuse(detail: str, tensor: str | None = None, expected: str | None = None) -> NoReturn:
@@ -173,12 +174,17 @@ def _check_coverage(infos: Sequence[TensorInfo], start: int, end: int) -> None:
         _refuse(f"the tensors take {position - start} bytes, the body has {end - start} for them")
 
 
-def _tensor(view: memoryview, info: TensorInfo) -> Tensor:
-    if info.start == info.end:
+def _tensor(view: memoryview, info: TensorInfo, address: int) -> Tensor:
+    """Return one tensor of a body that begins at an address."""
+    size, width = info.end - info.start, info.dtype.itemsize
+    if not size:
         return torch.empty(info.shape, dtype=info.dtype)
-    data = torch.frombuffer(view, dtype=torch.uint8, count=info.end - info.start, offset=info.start)
+    if info.dtype is not torch.bool and (address + info.start) % width == 0:
+        found = torch.frombuffer(view, dtype=info.dtype, count=size // width, offset=info.start)
+        return found.view(info.shape)
+    data = torch.frombuffer(view, dtype=torch.uint8, count=size, offset=info.start)
     if info.dtype is torch.bool and bool((data > 1).any()):
         _refuse(f"{info.name!r:.80} is BOOL and has a byte other than 0 and 1", info.name)
-    if data.data_ptr() % info.dtype.itemsize:
+    if data.data_ptr() % width:
         data = data.clone()
     return data.view(info.dtype).view(info.shape)

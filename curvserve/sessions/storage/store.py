@@ -19,7 +19,7 @@ from .records import (
 
 
 class Store(Protocol):
-    """Keeps sessions; used from one thread, the one that made it.
+    """Keeps sessions; used from one thread, the one that made it; `MemoryStore.commit` from any.
 
     Every method is done when it returns. What writes raises `StorageFailed` where the disk refuses;
     after one with `broken` set, every further write raises it until the store is made anew.
