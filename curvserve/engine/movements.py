@@ -30,7 +30,7 @@ _MOVES = {*_VIEWS, *_TURNS, *_ONES, _COPY}
 def stacked(graph: Graph) -> None:
     """Replaces sums of tensors that are zero but for a slice each by the stack of the slices."""
     for node in reversed(graph.find_nodes(op="call_function", target=_aten.add.Tensor)):
-        slices = list(_addends(node)) if node.users else [None]
+        slices: list[Any] = list(_addends(node)) if node.users else [None]
         wholes = {(tuple(s.args[1]), s.args[2]) for s in slices if s is not None}
         if None in slices or len(wholes) > 1:
             continue
@@ -59,25 +59,39 @@ def moved_at_once(graph: Graph) -> None:
     """Replaces copies of what was copied before by copies of what was copied first."""
     storages = Storages(graph)
     for copy in graph.find_nodes(op="call_function", target=_COPY):
-        if copy.kwargs.get("memory_format") is not torch.contiguous_format:
+        found = _sources(copy, storages)
+        if not found or copy.kwargs.get("memory_format") is not torch.contiguous_format:
             continue
-        source, way = _way(copy, storages)
-        sources = source.args[0] if source.target is _STACK else [source]
-        stack = source if source.target is _STACK else None
-        ways = [_way(s, storages) for s in sources] if stack else [(source, [])]
-        if not stack and _COPY not in [node.target for node in way[:-1]]:
-            continue
-        found = [_arranged(first, own, stack, way) for first, own in ways]
-        places = {a.place for a in found if a is not None}
-        if None in found or len(places) > 1:
+        (place, *others) = {arrangement.place for _, arrangement in found}
+        if others:
             continue
         with graph.inserting_before(copy):
-            own = [_turned(graph, a, first) for a, (first, _) in zip(found, ways, strict=True)]
-            again = added(graph, _STACK, own, *places) if stack else added(
-                graph, _COPY, own[0], **copy.kwargs
-            )
+            own = [_turned(graph, source, arrangement) for source, arrangement in found]
+            if place is None:
+                again = added(graph, _COPY, own[0], **copy.kwargs)
+            else:
+                again = added(graph, _STACK, own, place)
             made = added(graph, _VIEWS[0], again, list(_shape(copy)))
         _replaced(copy, made)
+
+
+def _sources(copy: Node, storages: Storages) -> "list[tuple[Node, _Arrangement]]":
+    """What the numbers of a copy come from and how they lie in it; nothing where it is the first.
+
+    Where they come from a stack, each of its tensors is told.
+    """
+    source, way = _way(copy, storages)
+    args: Any = source.args
+    if source.target is _STACK and len(args[0]) > 1:
+        before = [_way(own, storages) for own in args[0]]
+        stack = (args[1] if len(args) > 1 else 0, len(before))
+    elif _COPY in [node.target for node in way[:-1]]:
+        before, stack = [(source, [])], None
+    else:
+        return []
+    found = [(first, _arranged(first, own, stack, way)) for first, own in before]
+    told = [(first, arrangement) for first, arrangement in found if arrangement is not None]
+    return told if len(told) == len(found) else []
 
 
 def _way(node: Node, storages: Storages) -> tuple[Node, list[Node]]:
@@ -120,13 +134,14 @@ class _Arrangement:
         return [part for axis in self.axes for part in axis]
 
     @property
-    def place(self) -> int:
-        """Where the axis of the stack is among the parts."""
-        return self.parts.index(self.along) if self.along else 0
+    def place(self) -> int | None:
+        """Where the axis of the stack is among the parts, if there is one."""
+        return self.parts.index(self.along) if self.along else None
 
     def moved(self, node: Node) -> bool:
         """Goes through an operation; False where the parts do not say what becomes of them."""
-        count, args = len(self.axes), node.args[1:]
+        count = len(self.axes)
+        args: Any = node.args[1:]
         if node.target in _VIEWS:
             return self._viewed(_shape(node))
         if node.target in _TURNS:
@@ -167,9 +182,16 @@ class _Arrangement:
 
 
 def _arranged(
-    source: Node, before: Sequence[Node], stack: Node | None, behind: Sequence[Node]
+    source: Node, before: Sequence[Node], stack: tuple[int, int] | None, behind: Sequence[Node]
 ) -> _Arrangement | None:
-    """How a tensor's numbers lie in the end; None where shapes do not tell or a number is absent."""
+    """How a tensor's numbers lie in the end; None where shapes do not tell.
+
+    Args:
+        source: The tensor.
+        before: What it goes through before it is stacked.
+        stack: Along which axis it is stacked, and how many there are, if it is.
+        behind: What it goes through then.
+    """
     shape = _shape(source)
     if not all(shape) or not source.meta:
         return None
@@ -178,13 +200,13 @@ def _arranged(
     if not all(found.moved(node) for node in before):
         return None
     if stack is not None:
-        (tensors, *axis) = stack.args
-        found.along = _Part(len(tensors))
-        found.axes.insert(*(axis or [0]), [found.along])
+        axis, count = stack
+        found.along = _Part(count)
+        found.axes.insert(axis % (len(found.axes) + 1), [found.along])
     return found if all(found.moved(node) for node in behind) else None
 
 
-def _turned(graph: Graph, found: _Arrangement, source: Node) -> Node:
+def _turned(graph: Graph, source: Node, found: _Arrangement) -> Node:
     """A tensor with its parts as axes, in their order in the end."""
     cut = added(graph, _VIEWS[0], source, [part.size for part in found.base])
     order = [found.base.index(part) for part in found.parts if part is not found.along]

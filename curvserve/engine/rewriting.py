@@ -15,7 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from curvserve.engine.movements import moved_at_once, stacked
 from curvserve.engine.storages import Storages
-from curvserve.engine.traced import added
+from curvserve.engine.traced import added, like
 
 __all__ = ["pooled_first", "shortened"]
 
@@ -127,8 +127,8 @@ def _before(node: Node) -> Node | None:
 
 
 def _layout(node: Node) -> Any:
-    value = node.meta.get("val")
-    return None if not isinstance(value, torch.Tensor) else (value.shape, value.stride(), value.dtype)
+    value = like(node)
+    return None if value is None else (value.shape, value.stride(), value.dtype)
 
 
 def _once(graph: Graph) -> None:
@@ -158,7 +158,7 @@ def _is_random(node: Node) -> bool:
 def _soon(graph: Graph) -> None:
     """Has one result computed after the other, each with what it needs and was not there before.
 
-    So what is made of a layer's cotangents is made while they are in the cache, and they are let go.
+    So what is made of a layer's cotangents is made while they are in the cache.
     """
     before = _order(graph)
     results = [n for n in before if not n.users or not {u.op for u in n.users}.isdisjoint(_ENDS)]
@@ -212,6 +212,7 @@ def _written_over(graph: Graph) -> None:
 def _is_whole(node: Node, first: Node) -> bool:
     """Whether a value is all that lies in its memory, which is the program's own."""
     made: Any = first.args[0] if first.target is operator.getitem else first
-    value, whole = node.meta.get("val"), first.meta.get("val")
-    same = value is not None and whole is not None and value.numel() == whole.numel()
-    return made.target in _OWN_MEMORY and same and value.dtype == whole.dtype
+    value, whole = like(node), like(first)
+    if value is None or whole is None or made.target not in _OWN_MEMORY:
+        return False
+    return (value.numel(), value.dtype) == (whole.numel(), whole.dtype)

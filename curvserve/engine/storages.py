@@ -81,7 +81,8 @@ def _arguments(node: Node) -> Iterator[tuple[Any, Any]]:
 
 
 def _returns_alias(node: Node) -> bool:
-    return any(result.alias_info is not None for result in node.target._schema.returns)
+    target: Any = node.target
+    return any(result.alias_info is not None for result in target._schema.returns)
 
 
 def _tags(node: Node) -> Any:

@@ -21,5 +21,5 @@ def like(node: Node) -> Tensor | None:
 def added(graph: Graph, target: Any, *args: Any, **kwargs: Any) -> Node:
     """Adds an operation where the graph inserts, and notes what it returns."""
     node = graph.call_function(target, args, kwargs)
-    node.meta["val"] = target(*map_arg(args, like), **map_arg(kwargs, like))  # type: ignore[arg-type]
+    node.meta["val"] = target(*map_arg(args, like), **map_arg(kwargs, like))
     return node
