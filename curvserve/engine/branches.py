@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from curvserve.engine.rewriting import shortened
+
 __all__ = ["Cut", "cut"]
 
 Rest = Callable[[list[Tensor]], list[Tensor]]
@@ -75,10 +77,10 @@ def cut(programs: Sequence[GraphModule], looked_at: int) -> Cut:
     shown = [first.index(node) for node in _results(first)[-looked_at:]]
     head = _piece(first[:end], [first[i] for i in [*shown, *needed]])
     rests = [
-        (GraphModule(program, graph), [needed.index(i) for i in own])
+        (shortened(GraphModule(program, graph)), [needed.index(i) for i in own])
         for program, (graph, own) in zip(programs, tails, strict=True)
     ]
-    return Cut(GraphModule(programs[0], head), looked_at, rests)
+    return Cut(shortened(GraphModule(programs[0], head)), looked_at, rests)
 
 
 def _operation(node: Node) -> str:
@@ -107,6 +109,8 @@ def _tail(nodes: Sequence[Node], end: int, looked_at: int) -> tuple[Graph, list[
     graph = Graph()
     box = graph.placeholder("values")
     known = {node: graph.call_method("pop", (box,)) for node in nodes[:end] if node in users}
+    for node, popped in known.items():
+        popped.meta = dict(node.meta)
     for node in behind:
         known[node] = graph.node_copy(node, known.__getitem__)
     graph.output([known[node] for node in results])

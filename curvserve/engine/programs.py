@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from curvserve.engine import context, share
 from curvserve.engine.branches import cut
 from curvserve.engine.recording import attached
+from curvserve.engine.rewriting import pooled_first, shortened
 
 __all__ = ["ALL", "Operations", "Sharing", "Straight", "Way", "written_down"]
 
@@ -44,7 +45,7 @@ class Straight:
 
     def __init__(self, program: GraphModule) -> None:
         """Takes the program."""
-        self._program = _without_the_dead(program)
+        self._program = shortened(program)
 
     def begin(self, *arguments: Tensor) -> tuple[Way, Rest]:
         """See :class:`Operations`."""
@@ -94,7 +95,7 @@ class Sharing:
         if size not in self._again:
             alone = self._alone()
             alone(inputs, column)  # what is found out at a first call is not to be written down
-            self._again[size] = _without_the_dead(written_down(alone, inputs, column))
+            self._again[size] = shortened(written_down(alone, inputs, column))
         return self._again[size](inputs, column)
 
     def _alone(self) -> Callable[..., list[Tensor]]:
@@ -126,14 +127,9 @@ def written_down(function: Callable[..., list[Tensor]], *arguments: Tensor) -> G
             raise ValueError(f"the values decide what shape {node.target} returns")
         if node.target is torch.ops.aten.alias.default:
             node.replace_all_uses_with(node.args[0])
+            made.graph.erase_node(node)
+    pooled_first(made)
     return made
-
-
-def _without_the_dead(program: GraphModule) -> GraphModule:
-    """Leaves out, mostly, the checks that `context.holds` took to hold."""
-    program.graph.eliminate_dead_code()
-    program.recompile()
-    return program
 
 
 def _is_shaped_by_values(node: Node) -> bool:

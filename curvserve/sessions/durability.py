@@ -1,7 +1,7 @@
 """What makes changes durable, off the event loop: a store, and the one thread that uses it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +13,7 @@ from curvserve_client.wire import encode
 
 from .machine import Ticket
 from .snapshots import snapshot_of, without_rule_state
-from .state import SessionState
+from .state import SessionState, Tensors
 from .storage import (
     Backup,
     BatchRef,

@@ -16,16 +16,18 @@ def check_finite(tensors: Mapping[str, Tensor | Sequence[Tensor]]) -> None:
     Raises:
         NonFinite: naming the first tensor at fault.
     """
-    finite = torch.stack([_is_finite(tensor) for tensor in tensors.values()])
-    if not bool(finite.all()):  # the one place where a GPU is waited for
-        name = next(name for name, good in zip(tensors, finite.tolist(), strict=True) if not good)
+    ends = {name: _ends(tensor) for name, tensor in tensors.items()}
+    every = [end for own in ends.values() for end in own]
+    if every and not bool(torch.isfinite(torch.stack(every)).all()):  # where a GPU is waited for
+        name = next(name for name, own in ends.items() if not all(map(torch.isfinite, own)))
         raise NonFinite(f"{name} is not finite", tensor=name)
 
 
-def _is_finite(tensor: Tensor | Sequence[Tensor]) -> Tensor:
+def _ends(tensor: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """Return the least and the largest number; both are NaN where any is."""
     if not isinstance(tensor, Tensor):
-        return torch.stack([_is_finite(part) for part in tensor]).all()
+        return [end for part in tensor for end in _ends(part)]
     if not tensor.numel() or not tensor.is_floating_point():
-        return torch.ones((), dtype=torch.bool, device=tensor.device)
-    # both are NaN where any is; a pass without a tensor of booleans, 14 times as fast on a CPU
-    return torch.isfinite(torch.stack(torch.aminmax(tensor))).all()
+        return []
+    # a pass without a tensor of booleans, 14 times as fast on a CPU
+    return list(torch.aminmax(tensor))

@@ -260,8 +260,6 @@ def _norms(replica: Replica, quantities: Quantities) -> dict[str, float]:
 
 def _distance(before: Tensors, after: Tensors) -> Tensor:
     """Return the Euclidean norm of the change over all parameters, in float64."""
-    norms = [
-        torch.linalg.vector_norm(after[name] - before[name], dtype=torch.float64) for name in before
-    ]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return norm
+    changes = [(after[name] - before[name]).flatten().double() for name in before]
+    # a norm of float32 that adds up in float64 is five times as slow with two threads
+    return torch.stack([change.dot(change) for change in changes]).sum().sqrt()

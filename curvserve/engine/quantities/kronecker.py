@@ -44,9 +44,10 @@ class _Factors:
     columns: tuple[tuple[Tensor, Tensor], ...] = field(default=(), repr=False)
 
     def results(self) -> list[Tensor]:
+        """The factors; the sums are used up, so that there are not two of the largest at a time."""
         if self.inner is None:
             return [self.outer]
-        inner = self.inner / self.samples
+        inner = self.inner.div_(self.samples)
         return [self.outer, self.in_order(self.in_order(inner, 0), 1)]
 
     def in_order(self, t: Tensor, axis: int) -> Tensor:
