@@ -6,6 +6,8 @@ with more. The all-reduce is timed on actors that do nothing else, joined as wor
 """
 
 import asyncio
+import ctypes
+import gc
 import os
 import socket
 import time
@@ -31,7 +33,7 @@ from curvserve.bench import Timed, about, aligned, distance, number
 from curvserve.cluster import joining
 from curvserve.cluster.executor import RayExecutor
 from curvserve.cluster.group import Group
-from curvserve.cluster.worker import Answer
+from curvserve.cluster.worker import Answer, Worker
 from curvserve.memory import keep_freed
 from curvserve.models import Model, resolve
 from curvserve.models.mlp import network as mlp
@@ -240,6 +242,9 @@ def reduced_elements(net: Net) -> int:
 async def held(workers: int, sharded: bool, width: int) -> dict[str, Any]:
     """Return what each worker has before and after some steps of Adam, in megabytes.
 
+    Workers keep the memory that a step has freed, so `after` is what a step takes at most; then
+    they are told to give back what is free, and `between` is what they hold between steps.
+
     Args:
         workers: how many.
         sharded: whether each keeps slices of what the rule remembers.
@@ -249,6 +254,7 @@ async def held(workers: int, sharded: bool, width: int) -> dict[str, Any]:
     rule = Adam(lr=1e-4)
     group = await Group.begun("memory", model, "cpu", options(workers), workers, sharded)
     try:
+        await _trim(group)
         before = [private(pid) for pid in group.pids()]
         state, at = first_state(model, rule), group.new_number()
         parameters = sum(tensor.nbytes for tensor in state.parameters.values())
@@ -262,6 +268,8 @@ async def held(workers: int, sharded: bool, width: int) -> dict[str, Any]:
             group.drop(at)
             at = makes
         after = [private(pid) for pid in group.pids()]
+        await _trim(group)
+        between = [private(pid) for pid in group.pids()]
     finally:
         group.end()
     return {
@@ -271,7 +279,18 @@ async def held(workers: int, sharded: bool, width: int) -> dict[str, Any]:
         "rule": [_remembered(answer) / 1e6 for answer in answers],
         "before": before,
         "after": after,
+        "between": between,
     }
+
+
+async def _trim(group: Group) -> None:
+    """Have workers give back memory that is free."""
+    await asyncio.gather(*(_value(each.__ray_call__.remote(_trimmed)) for each in group._actors))
+
+
+def _trimmed(worker: Worker) -> None:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def private(pid: int) -> float:
@@ -400,15 +419,22 @@ def _memory(runner: asyncio.Runner, options: Options) -> tuple[list[dict[str, An
         runner.run(held(*each, WIDTH))
         for each in tqdm(MEMORY, desc="memory", leave=False, disable=None)
     ]
-    head = ["workers", "keep", "before", "after steps", "taken", "parameters", "rule", "held"]
-    lines = ["Memory of a worker of its own, MB: the one that has most", ""]
+    head = ["workers", "keep", "parameters", "rule", "both", "before", "between steps", "at most"]
+    head += ["between less before", "at most less before"]
+    lines = ["Memory of a worker of its own, MB: of the one that has most", ""]
     return rows, [*lines, *aligned(head, [_memory_cells(row) for row in rows])]
 
 
 def _memory_cells(row: dict[str, Any]) -> list[str]:
-    before, after, rule = (max(row[each]) for each in ("before", "after", "rule"))
-    taken = max(a - b for a, b in zip(row["after"], row["before"], strict=True))
-    sizes = (before, after, taken, row["parameters"], rule, row["parameters"] + rule)
+    rule, before, between, most = (
+        max(row[each]) for each in ("rule", "before", "between", "after")
+    )
+    taken = (
+        max(a - b for a, b in zip(row[each], row["before"], strict=True))
+        for each in ("between", "after")
+    )
+    own = row["parameters"]
+    sizes = (own, rule, own + rule, before, between, most, *taken)
     kept = "slices" if row["slices"] else "all"
     return [str(row["workers"]), kept, *(number(size, ".0f") for size in sizes)]
 
