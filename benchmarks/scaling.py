@@ -11,14 +11,22 @@ import gc
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 import torch
@@ -37,13 +45,12 @@ from curvserve.cluster.worker import Answer, Worker
 from curvserve.memory import keep_freed
 from curvserve.models import Model, resolve
 from curvserve.models.mlp import network as mlp
-from curvserve.sessions import Durability, InlineExecutor, Sessions
+from curvserve.sessions import Durability, InlineExecutor, Sessions, SessionState
 from curvserve.sessions.executor import Executor
 from curvserve.sessions.team import DistributedTeam
 from tests.cluster.both import CPU, first_state, options
 from tests.sessions.living import Patient, folder, request
 
-T = TypeVar("T")
 Batch = Mapping[str, Tensor]
 
 WORKERS = (1, 2, 4)
@@ -106,32 +113,31 @@ def nets() -> list[Net]:
 class Stepping:
     """The steps of one session."""
 
-    def __init__(self, runner: asyncio.Runner, executor: Executor, model: Model, name: str) -> None:
-        """Begin at the start; returns when its workers are there."""
-        self.runner, self.executor = runner, executor
-        self.state = runner.run(executor.adopt(first_state(model, RULE), name))
+    def __init__(self, executor: Executor, state: SessionState) -> None:
+        """Begin at a state that the executor has adopted."""
+        self.executor, self.state = executor, state
 
-    def run(self, batch: Batch, rule: Rule = RULE) -> None:
+    async def run(self, batch: Batch, rule: Rule = RULE) -> None:
         """Take a step."""
-        self.state, _ = self.runner.run(self.executor.step(self.state, batch, rule))
+        self.state, _ = await self.executor.step(self.state, batch, rule)
 
-    def parameters(self) -> dict[str, Tensor]:
+    async def parameters(self) -> dict[str, Tensor]:
         """Return the parameters as they are now."""
-        return dict(self.runner.run(self.executor.parameters(self.state)))
+        return dict(await self.executor.parameters(self.state))
 
 
-@contextmanager
-def everybody(
-    runner: asyncio.Runner, model: Model, workers: Sequence[int]
-) -> Iterator[dict[str, Stepping]]:
+@asynccontextmanager
+async def everybody(model: Model, workers: Sequence[int]) -> AsyncIterator[dict[str, Stepping]]:
     """Give the contestants, each with a session of its own: this process, and groups of workers."""
     models, devices = {model.name: model}, {model.name: CPU}
     here = InlineExecutor(models, devices)
-    found = {INLINE: Stepping(runner, here, model, INLINE)}
+    executors: dict[str, Executor] = {INLINE: here}
+    executors |= {str(count): RayExecutor(models, devices, options(count)) for count in workers}
+    found: dict[str, Stepping] = {}
     try:
-        for count in workers:
-            executor = RayExecutor(models, devices, options(count))
-            found[str(count)] = Stepping(runner, executor, model, f"of {count}")
+        for name, executor in executors.items():
+            state = await executor.adopt(first_state(model, RULE), f"workers {name}")
+            found[name] = Stepping(executor, state)
         yield found
     finally:
         for each in found.values():
@@ -139,11 +145,10 @@ def everybody(
         here.close(60.0)
 
 
-def check_steps(runner: asyncio.Runner, net: Net, workers: Sequence[int]) -> dict[str, float]:
+async def check_steps(net: Net, workers: Sequence[int]) -> dict[str, float]:
     """Return how far workers are off this process after some steps in float64, of their length.
 
     Args:
-        runner: runs what has to be awaited.
         net: what is stepped.
         workers: how many.
 
@@ -153,11 +158,11 @@ def check_steps(runner: asyncio.Runner, net: Net, workers: Sequence[int]) -> dic
     net, rule = net.exact(), replace(RULE, lr=0.05)
     start, batch = first_state(net.model).parameters, net.given(min(net.batch, CHECKED))
     moved = {}
-    with everybody(runner, net.model, workers) as contestants:
+    async with everybody(net.model, workers) as contestants:
         for name, each in contestants.items():
             for _ in range(CHECKED_STEPS):
-                each.run(batch, rule)
-            after = each.parameters()
+                await each.run(batch, rule)
+            after = await each.parameters()
             moved[name] = {key: after[key] - tensor for key, tensor in start.items()}
     wanted = {"steps": moved.pop(INLINE)}
     return {
@@ -166,23 +171,22 @@ def check_steps(runner: asyncio.Runner, net: Net, workers: Sequence[int]) -> dic
     }
 
 
-def timed(
-    runner: asyncio.Runner, net: Net, workers: Sequence[int], rounds: int, seconds: float
-) -> dict[str, Timed]:
+async def timed(net: Net, workers: Sequence[int], rounds: int, seconds: float) -> dict[str, Timed]:
     """Return the times of a step, of all contestants in turns.
 
-    No pass is left out: where another process takes a core, it is one of ours.
+    No pass is left out: where another process takes a core, it is one of ours. All is awaited in
+    one running loop, as in a server.
     """
     batch = net.given(net.batch)
-    with everybody(runner, net.model, workers) as contestants:
+    async with everybody(net.model, workers) as contestants:
         times: dict[str, list[tuple[float, bool]]] = {name: [] for name in contestants}
         began = time.perf_counter()
         for turn in tqdm(range(-WARM_UP, rounds), desc=net.name, leave=False, disable=None):
             if turn >= LEAST and time.perf_counter() - began > seconds:
                 break
             for name in list(contestants)[:: 1 if turn % 2 else -1]:
-                time.sleep(PAUSE)
-                spent = _milliseconds(partial(contestants[name].run, batch))
+                await asyncio.sleep(PAUSE)
+                spent = await _awaited(contestants[name].run(batch))
                 if turn >= 0:
                     times[name].append((spent, False))
     return {name: Timed.of(values) for name, values in times.items()}
@@ -204,9 +208,10 @@ class Peer:
         buffer, found = torch.zeros(elements), []
         for turn in range(-WARM_UP, rounds):
             dist.barrier()
-            spent = _milliseconds(partial(dist.all_reduce, buffer))
+            began = time.perf_counter()
+            dist.all_reduce(buffer)
             if turn >= 0:
-                found.append(spent)
+                found.append(1000 * (time.perf_counter() - began))
         return found
 
 
@@ -347,14 +352,14 @@ def part(options: Options) -> Iterator[Result]:
             lines: list[str] = []
             figures: dict[str, Any] = {"about": {**about(CPU), "threads": 1}}
             for name, piece in PIECES.items():
-                figures[name], told = piece(runner, options)
+                figures[name], told = runner.run(piece(options))
                 lines = [*lines, *told, ""]
                 yield Result(lines, figures)
     finally:
         ray.shutdown()
 
 
-def _steps(runner: asyncio.Runner, options: Options) -> tuple[dict[str, Any], list[str]]:
+async def _steps(options: Options) -> tuple[dict[str, Any], list[str]]:
     cores = len(os.sched_getaffinity(0))
     workers = [count for count in WORKERS if count <= cores]
     found: list[dict[str, Any]] = []
@@ -362,8 +367,8 @@ def _steps(runner: asyncio.Runner, options: Options) -> tuple[dict[str, Any], li
         if options.nets and net.name not in options.nets:
             continue
         net = replace(net, batch=options.batch or net.batch)
-        off = check_steps(runner, net, workers)
-        times = timed(runner, net, workers, options.rounds, options.seconds)
+        off = await check_steps(net, workers)
+        times = await timed(net, workers, options.rounds, options.seconds)
         elements = reduced_elements(net)
         alone = times[INLINE].median
         for name, each in times.items():
@@ -414,10 +419,9 @@ def _step_cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _memory(runner: asyncio.Runner, options: Options) -> tuple[list[dict[str, Any]], list[str]]:
+async def _memory(options: Options) -> tuple[list[dict[str, Any]], list[str]]:
     rows = [
-        runner.run(held(*each, WIDTH))
-        for each in tqdm(MEMORY, desc="memory", leave=False, disable=None)
+        await held(*each, WIDTH) for each in tqdm(MEMORY, desc="memory", leave=False, disable=None)
     ]
     head = ["workers", "keep", "parameters", "rule", "both", "before", "between steps", "at most"]
     head += ["between less before", "at most less before"]
@@ -439,17 +443,17 @@ def _memory_cells(row: dict[str, Any]) -> list[str]:
     return [str(row["workers"]), kept, *(number(size, ".0f") for size in sizes)]
 
 
-def _constants(runner: asyncio.Runner, options: Options) -> tuple[dict[str, Any], list[str]]:
+async def _constants(options: Options) -> tuple[dict[str, Any], list[str]]:
     net = next(net for net in nets() if net.name == "mnist_cnn")
     batch, rounds = net.given(net.batch), max(options.rounds, LEAST)
     with peers(2) as actors:
         line = [all_reduce(actors, round(mb * 1e6 / 4), rounds) for mb in LINE_MB]
         front = {
-            "an empty job, 1 worker, ms": _often(runner, lambda: _asked(actors[:1]), rounds),
-            "an empty job, 2 workers, ms": _often(runner, lambda: _asked(actors), rounds),
-            "a batch of 200 KB put, ms": _often(runner, lambda: _put(batch), rounds),
-            "put, and an empty job given it, 2 workers, ms": _often(
-                runner, lambda: _asked(actors, batch), rounds
+            "an empty job, 1 worker, ms": await _often(lambda: _asked(actors[:1]), rounds),
+            "an empty job, 2 workers, ms": await _often(lambda: _asked(actors), rounds),
+            "a batch of 200 KB put, ms": await _often(lambda: _put(batch), rounds),
+            "put, and an empty job given it, 2 workers, ms": await _often(
+                lambda: _asked(actors, batch), rounds
             ),
         }
     slope = (line[1] - line[0]) / (LINE_MB[1] - LINE_MB[0])
@@ -463,10 +467,10 @@ def _constants(runner: asyncio.Runner, options: Options) -> tuple[dict[str, Any]
         **front,
     }
     for workers in (1, 2):
-        beginnings = [runner.run(begun(net.model, workers)) for _ in range(BEGINNINGS)]
+        beginnings = [await begun(net.model, workers) for _ in range(BEGINNINGS)]
         found[f"a group of {workers} begun, s"] = median(beginnings)
         found[f"a parked session of {workers} woken, s"] = median(
-            runner.run(woken(net, workers, BEGINNINGS))
+            await woken(net, workers, BEGINNINGS)
         )
     rows = [[name, number(value, ".2f")] for name, value in found.items()]
     return found, ["What a model of costs needs", "", *aligned(["what", "is"], rows)]
@@ -485,17 +489,16 @@ async def _value(reference: Any) -> Any:
     return await reference
 
 
-def _often(
-    runner: asyncio.Runner, work: Callable[[], Coroutine[Any, Any, T]], rounds: int
-) -> float:
+async def _often(work: Callable[[], Awaitable[Any]], rounds: int) -> float:
     """Return the median milliseconds of work."""
-    spent = [_milliseconds(lambda: runner.run(work())) for _ in range(WARM_UP + rounds)]
+    spent = [await _awaited(work()) for _ in range(WARM_UP + rounds)]
     return median(spent[WARM_UP:])
 
 
-def _milliseconds(work: Callable[[], Any]) -> float:
+async def _awaited(work: Awaitable[Any]) -> float:
+    """Return the milliseconds of work."""
     began = time.perf_counter()
-    work()
+    await work
     return 1000 * (time.perf_counter() - began)
 
 
@@ -510,7 +513,7 @@ def _double(build: Callable[[], nn.Module]) -> nn.Module:
     return build().double()
 
 
-PIECES: dict[str, Callable[[asyncio.Runner, Options], tuple[Any, list[str]]]] = {
+PIECES: dict[str, Callable[[Options], Coroutine[Any, Any, tuple[Any, list[str]]]]] = {
     "steps": _steps,
     "memory": _memory,
     "constants": _constants,

@@ -27,7 +27,7 @@ def runner(cluster: None) -> Iterator[asyncio.Runner]:
 
 def test_a_table_of_steps(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.scaling.WORKERS", (1, 1000))
-    figures, lines = PIECES["steps"](runner, Options(rounds=3, nets=("mnist_cnn",), batch=4))
+    figures, lines = runner.run(PIECES["steps"](Options(rounds=3, nets=("mnist_cnn",), batch=4)))
     alone, one = figures["rows"]
     assert (alone["workers"], one["workers"]) == (INLINE, "1")
     assert alone["off"] is None and one["off"] < 1e-12
@@ -48,7 +48,7 @@ def test_workers_that_step_otherwise_end_it(
 
     monkeypatch.setattr(RayExecutor, "step", longer)
     with pytest.raises(WrongNumbers, match="mnist_cnn, 1 workers: steps of .* is off by .*e-0[34]"):
-        check_steps(runner, MNIST_CNN, [1])
+        runner.run(check_steps(MNIST_CNN, [1]))
 
 
 def test_slices_are_shares_of_what_a_rule_remembers(runner: asyncio.Runner) -> None:
