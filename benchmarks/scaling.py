@@ -351,15 +351,15 @@ def part(options: Options) -> Iterator[Result]:
         with asyncio.Runner() as runner:
             lines: list[str] = []
             figures: dict[str, Any] = {"about": {**about(CPU), "threads": 1}}
-            for name, piece in PIECES.items():
-                figures[name], told = runner.run(piece(options))
-                lines = [*lines, *told, ""]
+            for name, (measure, told) in PIECES.items():
+                figures[name] = runner.run(measure(options))
+                lines = [*lines, *told(figures[name]), ""]
                 yield Result(lines, figures)
     finally:
         ray.shutdown()
 
 
-async def _steps(options: Options) -> tuple[dict[str, Any], list[str]]:
+async def _steps(options: Options) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0))
     workers = [count for count in WORKERS if count <= cores]
     found: list[dict[str, Any]] = []
@@ -387,14 +387,20 @@ async def _steps(options: Options) -> tuple[dict[str, Any], list[str]]:
                     "off": off.get(name),
                 }
             )
+    left_out = [count for count in WORKERS if count > cores]
+    return {"rows": found, "left_out": left_out, "cores": cores}
+
+
+def steps_lines(figures: dict[str, Any]) -> list[str]:
+    """Return the table of steps, and which workers were not timed."""
     head = ["net, batch", "workers", "ms", "over inline", "1 worker less inline, ms"]
     head += ["all-reduce, ms", "its share", "of MB", "off"]
     lines = ["Milliseconds of a step, a thread each", ""]
-    lines += aligned(head, [_step_cells(row) for row in found])
-    left_out = [str(count) for count in WORKERS if count > cores]
+    lines += aligned(head, [_step_cells(row) for row in figures["rows"]])
+    left_out = ", ".join(map(str, figures["left_out"]))
     if left_out:
-        lines += ["", f"not timed, as there are {cores} cores: {', '.join(left_out)} workers"]
-    return {"rows": found, "left_out": left_out, "cores": cores}, lines
+        lines += ["", f"not timed, as there are {figures['cores']} cores: {left_out} workers"]
+    return lines
 
 
 def _reduce_of(workers: int, elements: int) -> float | None:
@@ -419,14 +425,17 @@ def _step_cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-async def _memory(options: Options) -> tuple[list[dict[str, Any]], list[str]]:
-    rows = [
-        await held(*each, WIDTH) for each in tqdm(MEMORY, desc="memory", leave=False, disable=None)
-    ]
+async def _memory(options: Options) -> list[dict[str, Any]]:
+    sizes = tqdm(MEMORY, desc="memory", leave=False, disable=None)
+    return [await held(*each, WIDTH) for each in sizes]
+
+
+def memory_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the table of memory."""
     head = ["workers", "keep", "parameters", "rule", "both", "before", "between steps", "at most"]
     head += ["between less before", "at most less before"]
     lines = ["Memory of a worker of its own, MB: of the one that has most", ""]
-    return rows, [*lines, *aligned(head, [_memory_cells(row) for row in rows])]
+    return [*lines, *aligned(head, [_memory_cells(row) for row in rows])]
 
 
 def _memory_cells(row: dict[str, Any]) -> list[str]:
@@ -443,7 +452,7 @@ def _memory_cells(row: dict[str, Any]) -> list[str]:
     return [str(row["workers"]), kept, *(number(size, ".0f") for size in sizes)]
 
 
-async def _constants(options: Options) -> tuple[dict[str, Any], list[str]]:
+async def _constants(options: Options) -> dict[str, Any]:
     net = next(net for net in nets() if net.name == "mnist_cnn")
     batch, rounds = net.given(net.batch), max(options.rounds, LEAST)
     with peers(2) as actors:
@@ -472,8 +481,13 @@ async def _constants(options: Options) -> tuple[dict[str, Any], list[str]]:
         found[f"a parked session of {workers} woken, s"] = median(
             await woken(net, workers, BEGINNINGS)
         )
-    rows = [[name, number(value, ".2f")] for name, value in found.items()]
-    return found, ["What a model of costs needs", "", *aligned(["what", "is"], rows)]
+    return found
+
+
+def constants_lines(figures: dict[str, float]) -> list[str]:
+    """Return the table of constants."""
+    rows = [[name, number(value)] for name, value in figures.items()]
+    return ["What a model of costs needs", "", *aligned(["what", "is"], rows)]
 
 
 async def _asked(actors: Sequence[Any], batch: Batch | None = None) -> None:
@@ -513,8 +527,11 @@ def _double(build: Callable[[], nn.Module]) -> nn.Module:
     return build().double()
 
 
-PIECES: dict[str, Callable[[Options], Coroutine[Any, Any, tuple[Any, list[str]]]]] = {
-    "steps": _steps,
-    "memory": _memory,
-    "constants": _constants,
+Measure = Callable[[Options], Coroutine[Any, Any, Any]]
+Told = Callable[[Any], list[str]]
+
+PIECES: dict[str, tuple[Measure, Told]] = {
+    "steps": (_steps, steps_lines),
+    "memory": (_memory, memory_lines),
+    "constants": (_constants, constants_lines),
 }

@@ -27,7 +27,8 @@ def runner(cluster: None) -> Iterator[asyncio.Runner]:
 
 def test_a_table_of_steps(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.scaling.WORKERS", (1, 1000))
-    figures, lines = runner.run(PIECES["steps"](Options(rounds=3, nets=("mnist_cnn",), batch=4)))
+    measure, told = PIECES["steps"]
+    figures = runner.run(measure(Options(rounds=3, nets=("mnist_cnn",), batch=4)))
     alone, one = figures["rows"]
     assert (alone["workers"], one["workers"]) == (INLINE, "1")
     assert alone["off"] is None and one["off"] < 1e-12
@@ -35,7 +36,7 @@ def test_a_table_of_steps(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatc
     assert one["beside_inline"] == one["ms"] - alone["ms"]
     parameters = sum(p.numel() for p in MNIST_CNN.model.build().parameters())
     assert one["all_reduce_mb"] == pytest.approx(4 * 2 * parameters / 1e6)  # gradient and diagonal
-    assert lines[-1].endswith("cores: 1000 workers")
+    assert told(figures)[-1].endswith("cores: 1000 workers")
 
 
 def test_workers_that_step_otherwise_end_it(
