@@ -6,9 +6,10 @@
 
 Parts: passes (gradient and a quantity, every contestant on every net), steps (a whole step, in
 process and over HTTP), memory (peak of a pass), growth (time over size), training (time while a net
-learns), page (a step while the page is open in a browser), plots (drawn from the JSON files that
-are in the folder). Each part prints its tables and writes them, and a JSON file. benchmarks.wire,
-benchmarks.layer_rules and benchmarks.sizing are commands of their own.
+learns), page (a step while the page is open in a browser), scaling (a step on workers: time,
+memory, constants), plots (drawn from the JSON files that are in the folder). Each part prints its
+tables and writes them, and a JSON file. benchmarks.wire, benchmarks.layer_rules and
+benchmarks.sizing are commands of their own.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import growth, memory, page, passes, steps, training
+from benchmarks import growth, memory, page, passes, scaling, steps, training
 from benchmarks.nets import CASES
 from benchmarks.options import Options, Part
 from curvserve.bench import INSTALL, QUANTITIES, WrongNumbers, about, missing, say
@@ -31,6 +32,7 @@ PARTS: dict[str, Part] = {
     "growth": growth.part,
     "training": training.part,
     "page": page.part,
+    "scaling": scaling.part,
 }
 PLOTS = "plots"
 

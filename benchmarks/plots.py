@@ -144,12 +144,37 @@ def training(figures: dict[str, Any]) -> Any:
     return figure
 
 
+def scaling(figures: dict[str, Any]) -> Any:
+    """Lines: time of a step over the number of workers, against this process and a fair share."""
+    rows = figures["steps"]["rows"]
+    names = list(dict.fromkeys((row["net"], row["batch"]) for row in rows))
+    figure, places = plt.subplots(
+        1, len(names), figsize=(4 * len(names), 3), squeeze=False, layout="constrained"
+    )
+    for axes, (net, batch) in zip(places[0], names, strict=True):
+        times = {row["workers"]: row["ms"] for row in rows if row["net"] == net}
+        alone = times.pop("inline")
+        counts = [int(name) for name in times]
+        axes.plot(counts, list(times.values()), "o-", ms=4, color="#0b3366", label="workers")
+        axes.axhline(alone, color="#444", lw=0.8, label="inline")
+        share = [alone / count for count in counts]
+        axes.plot(counts, share, ":", color="#9aa0a6", label="inline, divided")
+        axes.set_title(f"{net}, batch {batch}", loc="left")
+        axes.set_xticks(counts)
+        axes.set_ylim(0)
+        axes.set_xlabel("workers")
+        axes.set_ylabel(TIMES)
+    figure.legend(*places[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
+
+
 PLOTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "passes": passes,
     "steps": steps,
     "memory": memory,
     "growth": growth,
     "training": training,
+    "scaling": scaling,
 }
 
 

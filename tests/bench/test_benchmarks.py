@@ -99,4 +99,5 @@ def test_every_axis_grows_and_every_net_is_what_its_name_says() -> None:
     )
     nets = {"mnist_cnn", "3c3d", "all_cnn_c", "resnet18", "resnet18_cifar", "mlp", "transformer"}
     assert {case.name for case in CASES} == nets
-    assert list(PARTS) == ["passes", "steps", "memory", "growth", "training", "page"]
+    parts = ["passes", "steps", "memory", "growth", "training", "page", "scaling"]
+    assert list(PARTS) == parts
