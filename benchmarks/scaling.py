@@ -260,7 +260,7 @@ async def held(workers: int, sharded: bool, width: int) -> dict[str, Any]:
     group = await Group.begun("memory", model, "cpu", options(workers), workers, sharded)
     try:
         await _trim(group)
-        before = [private(pid) for pid in group.pids()]
+        before = [private(pid) for pid in [place.pid for place in group.places()]]
         state, at = first_state(model, rule), group.new_number()
         parameters = sum(tensor.nbytes for tensor in state.parameters.values())
         await group.ask("adopt", 0, at, ray.put(state))
@@ -272,9 +272,9 @@ async def held(workers: int, sharded: bool, width: int) -> dict[str, Any]:
             answers = await group.ask("step", at, makes, batch, rule)
             group.drop(at)
             at = makes
-        after = [private(pid) for pid in group.pids()]
+        after = [private(pid) for pid in [place.pid for place in group.places()]]
         await _trim(group)
-        between = [private(pid) for pid in group.pids()]
+        between = [private(pid) for pid in [place.pid for place in group.places()]]
     finally:
         group.end()
     return {

@@ -304,6 +304,9 @@ def _whole(first: SessionState, others: Sequence[Mapping[str, Tensors]]) -> Sess
     return first.remembering(slots)
 
 
-async def _put(value: Any) -> Any:
-    """Return a reference to a value, which is shared by the workers of a node."""
-    return await asyncio.to_thread(ray.put, value)
+async def _put(value: SessionState | Tensors) -> Any:
+    """Return a value as workers are given it: a reference, where it is large."""
+    small = not isinstance(value, SessionState) and (
+        sum(tensor.nbytes for tensor in value.values()) <= transfer.WITH_THE_CALL
+    )
+    return value if small else await asyncio.to_thread(ray.put, value)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from math import ceil
 from typing import Any
+from uuid import uuid4
 
 import ray
 from curvserve_client.errors import NoDevice, ProblemError
@@ -195,7 +196,7 @@ class Group:
         bundles: PlacementGroup = placement_group(
             [dict(bundle) for _ in range(self._workers)],
             strategy=options.placement.upper(),
-            name=f"curvserve {self.session}",
+            name=f"curvserve {self.session} {uuid4().hex[:8]}",  # of all servers of the cluster
         )
         self._bundles.append(bundles)
         end = time.monotonic() + options.place_seconds

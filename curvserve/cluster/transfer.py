@@ -6,6 +6,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+WITH_THE_CALL = 1024 * 1024
+"""Bytes of tensors that go to each worker with its call; more is put where all can read it."""
+
 Packed = tuple[NDArray[numpy.uint8] | None, torch.dtype, tuple[int, ...]]
 
 
