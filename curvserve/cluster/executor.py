@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 import torch
+from curvserve_client.errors import ProblemError
 from curvserve_client.rules import Quantities, Rule, RuleGroup
 from curvserve_client.types import (
     CurvatureResult,
@@ -117,7 +118,11 @@ class RayExecutor:
             self._waiting -= 1
         self._groups.add(group)
         held = _Held(group)
-        answers = await group.ask("adopt", 0, held.number, await _put(state))
+        try:
+            answers = await group.ask("adopt", 0, held.number, await _put(state))
+        except ProblemError:
+            group.end()
+            raise
         return _after(state.outline(), held, answers)
 
     def holds(self, state: SessionState) -> bool:

@@ -7,6 +7,7 @@ by the journal of the front process alone.
 import asyncio
 import logging
 import time
+import weakref
 from collections.abc import Sequence
 from math import ceil
 from typing import Any
@@ -69,6 +70,8 @@ class Group:
         self._workers = workers
         self._bundles: list[PlacementGroup] = []
         self._actors: list[Any] = []
+        self._end = weakref.finalize(self, _end, session, self._actors, self._bundles)
+        self._end.atexit = False  # they end with this process
         self._places: list[Place] = []
         self._turn = asyncio.Lock()
         self._numbers = 0
@@ -135,7 +138,9 @@ class Group:
         """Have the workers forget something, with what they are asked next."""
         self._dropped.append(number)
 
-    async def ask(self, job: str, at: int, makes: int, *args: Any, first: bool = False) -> Any:
+    async def ask(
+        self, job: str, at: int, makes: int, *args: Any, first: bool = False
+    ) -> list[Answer]:
         """Have every worker do a job, or the first alone, and return their answers in order.
 
         Args:
@@ -178,16 +183,9 @@ class Group:
         return (await self._asked("merge", at, 0, args, self._actors[:1]))[0][0]
 
     def end(self) -> None:
-        """End the workers; what they hold is gone."""
+        """End the workers; what they hold is gone. So does who lets go of the group."""
         self.alive = False
-        try:
-            for actor in self._actors:
-                ray.kill(actor, no_restart=True)
-            for bundles in self._bundles:
-                remove_placement_group(bundles)
-        except Exception as error:  # they end with the cluster, then
-            log.warning("the workers of %s could not be ended: %s", self.session, error)
-        self._actors, self._bundles = [], []
+        self._end()
 
     async def _place(self, device: str) -> PlacementGroup:
         """Occupy devices."""
@@ -212,7 +210,7 @@ class Group:
     async def _begin(self, bundles: PlacementGroup, model: Model, device: str) -> None:
         options, actor = self._options, ray.remote(_Actor)
         gpus = 1 if device == "cuda" else 0
-        self._actors = [
+        self._actors += [
             actor.options(
                 num_cpus=options.cpus,
                 num_gpus=gpus,
@@ -267,6 +265,16 @@ class Group:
         if failed is None:
             raise StateLost(f"a worker did not answer for {seconds:g} s")
         raise StateLost(_in_a_line(failed)) from failed
+
+
+def _end(session: str, actors: list[Any], bundles: list[PlacementGroup]) -> None:
+    try:
+        for actor in actors:
+            ray.kill(actor, no_restart=True)
+        for each in bundles:
+            remove_placement_group(each)
+    except Exception as error:  # they end with the cluster, then
+        log.warning("the workers of %s could not be ended: %s", session, error)
 
 
 async def _value(reference: Any) -> Any:

@@ -15,6 +15,7 @@ from curvserve_client.errors import (
     ProblemError,
     SessionLost,
     StorageFailed,
+    UnknownSession,
     WorkersLost,
 )
 from curvserve_client.rules import Quantities, override_rule, rule_options
@@ -132,6 +133,7 @@ class Session:
         self._attendance = Attendance(record.name, machine)
         self._turn = asyncio.Lock()
         self._waking = asyncio.Lock()
+        self._deleted = False
         self._used = time.monotonic()
         self._pending: Pending | None = None
         self._seconds = 0.0
@@ -410,6 +412,7 @@ class Session:
         """End the session at once; a change under way is not applied any more."""
         self._machine.delete()
         self._observer.close()
+        self._deleted = True
         self._executor.release(self.state)
         await self._durability.delete(self.name)
         self._publish("deleted")
@@ -568,10 +571,14 @@ class Session:
 
     async def _wake(self) -> None:
         version = self.state.version
-        if not self.state.is_elsewhere:
-            self.state = await self._executor.adopt(self.state, self.name)
-            return
-        state, pending, problems = await self._restore(self.name, self._pending)
+        if self.state.is_elsewhere:
+            state, pending, problems = await self._restore(self.name, self._pending)
+        else:
+            state = await self._executor.adopt(self.state, self.name)
+            pending, problems = self._pending, ()
+        if self._deleted:  # meanwhile
+            self._executor.release(state)
+            raise UnknownSession(f"no session is called {self.name!r}")
         if state.version != version:
             self._executor.release(state)
             message = f"its workers held version {version}; version {state.version} is stored"

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 import torch
-from curvserve_client.errors import NoDevice, SessionLost
+from curvserve_client.errors import NoDevice, SessionLost, UnknownSession
 from curvserve_client.rules import Adam
 from torch import Tensor
 
@@ -160,8 +161,16 @@ def test_sessions_are_parked_and_woken_and_wait_for_devices(cluster: None, tmp_p
         await first.optim_step(request(), {}, {}, batches=["half"])
         assert (await first.checkpoint("two", True)).version == 2
         assert distance(dict((await first.parameters())[1]), await alone(2, tmp_path / "a")) < 1e-6
+        # who is deleted while it waits for a device does not keep the one that it gets
+        waiting = asyncio.create_task(second.step(request(), given, {}))
+        await until(lambda: executor.demand() == (1, 1))
+        await sessions.delete("b")
         await sessions.delete("a")
-        assert executor.demand() == (0, 0)
+        with pytest.raises(UnknownSession):
+            await waiting
+        await until(lambda: executor.demand() == (0, 0))
+        total = ray.cluster_resources()["CPU"]
+        await until(lambda: ray.available_resources().get("CPU") == total)
 
     choices = replace(options(1), cpus=1.5, place_seconds=3.0)  # of the two CPUs that there are
     on_workers(test, folder(tmp_path / "data", Level.PROCESS), choices=choices)
