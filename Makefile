@@ -45,7 +45,7 @@ check: $(READY)  ## lint and types only
 	$(BIN)/mypy
 
 conformance: $(READY)  ## the engine on torchvision's architectures and on every quantity, layer and loss (minutes)
-	$(BIN)/python -m pytest tests/conformance tests/engine/test_product.py -m "" -v
+	$(BIN)/python -m pytest tests/conformance tests/engine/test_product.py tests/engine/test_parts.py -m "" -v
 
 fuzz: $(READY)  ## 100,000 mutated bodies at a live server, then its contract at random (BODIES=, SEED=)
 	$(BIN)/python -m tests.fuzz --bodies $(BODIES) --seed $(SEED)

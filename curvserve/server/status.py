@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..sessions import Session, Sessions
 from .exchange import Exchange
@@ -22,6 +23,10 @@ CLIENTS = 64
 QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
 
+Latency = dict[str, dict[str, float]]
+"""Phase -> quantile -> milliseconds."""
+
+
 class Status:
     """Remembers the newest requests, and tells those who watch once a second how things are."""
 
@@ -35,23 +40,23 @@ class Status:
         self._sessions = sessions
         self._keyed = keyed
         self._started = round(time.time(), 3)
-        self._recent: dict[str, deque[dict[str, float]]] = {}
-        self._latencies: dict[str, dict[str, dict[str, float]]] = {}  # of those without news
+        # by the sessions themselves: a name may be another one's next
+        self._recent: WeakKeyDictionary[Session, deque[dict[str, float]]] = WeakKeyDictionary()
+        self._latencies: WeakKeyDictionary[Session, Latency] = WeakKeyDictionary()  # without news
+        self._depths: WeakKeyDictionary[Session, int] = WeakKeyDictionary()
         self._clients: OrderedDict[str, dict[str, float]] = OrderedDict()
-        self._depths: dict[str, int] = {}
 
     def observe(self, exchange: Exchange) -> None:
         """Note a request that has ended."""
         self._note_client(exchange)
         if "compute" not in exchange.phases.seconds or exchange.status >= 400:
             return
-        name = exchange.call.parameters.get("name")
-        if name is None or self._sessions.is_free(name):
+        session = self._sessions.get(exchange.call.parameters.get("name", ""))
+        if session is None:
             return
-        self._recent.setdefault(name, deque(maxlen=RECENT)).append(exchange.milliseconds())
-        self._latencies.pop(name, None)
-        depth = self._sessions.depth(name)
-        self._depths[name] = max(depth, self._depths.get(name, 0))
+        self._recent.setdefault(session, deque(maxlen=RECENT)).append(exchange.milliseconds())
+        self._latencies.pop(session, None)
+        self._depths[session] = max(session.depth, self._depths.get(session, 0))
 
     async def tell(self) -> None:
         """Tell for ever, once a second, while somebody watches."""
@@ -64,18 +69,15 @@ class Status:
     def read(self) -> dict[str, Any]:
         """Return how things are, as JSON values."""
         sessions = self._sessions.list()
-        names = {session.name for session in sessions}
-        self._recent = {name: recent for name, recent in self._recent.items() if name in names}
-        self._latencies = {
-            name: self._latencies.get(name) or latency(recent)
-            for name, recent in self._recent.items()
-        }
-        depths, self._depths = self._depths, {}
+        for session, recent in self._recent.items():
+            if session not in self._latencies:
+                self._latencies[session] = latency(recent)
+        depths, self._depths = self._depths, WeakKeyDictionary()
         now = round(time.time(), 3)
         return {
             "time": now,
             "started": self._started,
-            "sessions": [self._session(each, depths.get(each.name, 0)) for each in sessions],
+            "sessions": [self._session(each, depths.get(each, 0)) for each in sessions],
             "clients": [
                 {"name": name, "requests": int(seen["requests"]), "last": seen["last"]}
                 for name, seen in reversed(self._clients.items())
@@ -90,7 +92,7 @@ class Status:
             "durable_version": session.durable_version,
             "steps": session.state.steps,
             "depth": max(depth, session.depth),
-            "latency": self._latencies.get(session.name, {}),
+            "latency": self._latencies.get(session, {}),
         }
 
     def _note_client(self, exchange: Exchange) -> None:
@@ -105,7 +107,7 @@ class Status:
             self._clients.popitem(last=False)
 
 
-def latency(requests: Iterable[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+def latency(requests: Iterable[Mapping[str, float]]) -> Latency:
     """Return p50, p95 and p99 of each phase that requests went through, in milliseconds.
 
     Args:

@@ -175,9 +175,9 @@ class Sessions:
             raise UnknownSession(f"no session is called {name!r}")
         return self._sessions[name]
 
-    def depth(self, name: str) -> int:
-        """Return how many requests of a session wait or are being computed; 0 where it is none."""
-        return self._sessions[name].depth if name in self._sessions else 0
+    def get(self, name: str) -> Session | None:
+        """Return a session, or None where there is none of this name."""
+        return self._sessions.get(name)
 
     def is_free(self, name: str) -> bool:
         """Tell whether no session has a name, served or kept."""
@@ -279,7 +279,10 @@ class Sessions:
         if chosen.name != own.name:  # another rule cannot go on from what this one remembered
             snapshot = without_rule_state(snapshot)
         seed = stored.record.seed if seed is None else seed
-        return state_of(snapshot, model, seed, chosen)
+        try:
+            return await self._recovery.fitted(state_of(snapshot, model, seed, chosen))
+        except CannotRecover as error:
+            raise InvalidRequest(f"the checkpoint {reference!r} does not fit: {error}") from error
 
     def _recovered(
         self, stored: Stored, state: SessionState, differences: Sequence[str]

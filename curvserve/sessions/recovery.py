@@ -126,9 +126,16 @@ class Recovery:
         if record.model not in self._models:
             raise CannotRecover(f"its model {record.model!r} is not served")
         rule = make_rule(record.rule, record.options)
-        state = state_of(stored.snapshot, record.model, record.seed, rule)
-        model = self._models[record.model]
-        parameters, buffers = await asyncio.to_thread(initial_tensors, model, record.seed)
+        return await self.fitted(state_of(stored.snapshot, record.model, record.seed, rule))
+
+    async def fitted(self, state: SessionState) -> SessionState:
+        """Return a state with its tensors in the order of its model, which sums depend on.
+
+        Raises:
+            CannotRecover: the model has other parameters or buffers.
+        """
+        model = self._models[state.model]
+        parameters, buffers = await asyncio.to_thread(initial_tensors, model, state.seed)
         for kind, found, built in (
             ("parameter", state.parameters, parameters),
             ("buffer", state.buffers, buffers),

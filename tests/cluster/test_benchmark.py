@@ -39,6 +39,7 @@ def test_a_table_of_steps(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatc
     assert told(figures)[-1].endswith("cores: 1000 workers")
 
 
+@pytest.mark.campaign
 def test_workers_that_step_otherwise_end_it(
     runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,6 +53,7 @@ def test_workers_that_step_otherwise_end_it(
         runner.run(check_steps(MNIST_CNN, [1]))
 
 
+@pytest.mark.campaign
 def test_slices_are_shares_of_what_a_rule_remembers(runner: asyncio.Runner) -> None:
     width = 64
     own = sum(p.nbytes for p in network(width).parameters()) / 1e6

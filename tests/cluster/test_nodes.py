@@ -29,6 +29,7 @@ def nodes() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
+@pytest.mark.campaign
 def test_a_session_is_spread_over_nodes_and_survives_one(nodes: Cluster, tmp_path: Path) -> None:
     async def run() -> None:
         choices = replace(options(2), cpus=0.5, placement="spread")

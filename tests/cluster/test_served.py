@@ -1,4 +1,4 @@
-"""What people put around an optimizer, over two workers: a sample of the drop-in matrix."""
+"""What people put around an optimizer, over two workers: the drop-in matrix."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,6 @@ from tests.client.test_conventions import different, local
 from tests.client.ways import WAYS
 from tests.server.process import serving
 
-SAMPLE = [("step_lr", "fused"), ("accumulation_over_two_batches", "loop")]
 ALL = [(name, way) for name in CONVENTIONS for way in WAYS if way not in CONVENTIONS[name].refused]
 ROUNDING = 1e-4
 """Of the way that the weights have come: two workers add up in another order."""
@@ -27,10 +26,8 @@ def client() -> Iterator[Client]:
         yield client
 
 
-@pytest.mark.parametrize(
-    ("name", "way"),
-    [pytest.param(*p, marks=[] if p in SAMPLE else pytest.mark.campaign) for p in ALL],
-)
+@pytest.mark.campaign
+@pytest.mark.parametrize(("name", "way"), ALL)
 def test_a_convention_gives_the_parameters_of_the_local_loop(
     name: str, way: str, client: Client
 ) -> None:

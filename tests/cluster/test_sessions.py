@@ -125,6 +125,7 @@ def test_workers_are_lost_in_the_middle_of_work(cluster: None, tmp_path: Path) -
     on_workers(test, folder(tmp_path / "data"), choices=options(2), models=[model])
 
 
+@pytest.mark.campaign
 def test_a_worker_that_hangs_is_given_up(cluster: None, tmp_path: Path) -> None:
     async def test(sessions: Sessions, executor: RayExecutor) -> None:
         session = await sessions.create("single", RULE)
@@ -194,6 +195,7 @@ def test_without_a_data_folder_a_parked_session_is_kept_and_a_lost_one_is_not(
     on_workers(test, choices=options(1))
 
 
+@pytest.mark.campaign
 def test_a_model_that_draws_numbers_has_one_worker(cluster: None) -> None:
     async def test(sessions: Sessions, executor: RayExecutor) -> None:
         session = await sessions.create("dropped", RULE)

@@ -1,7 +1,8 @@
 """Every kind of layer with its options, against brute force; which way each of them goes."""
 
-from collections.abc import Callable
+from collections.abc import gc
 
+import Callable
 import pytest
 import torch
 from hypothesis import given, settings
@@ -199,6 +200,7 @@ def test_recurrent_nets(
 def test_recurrent_nets_are_unrolled_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     from curvserve.engine.layers import recurrent as module
 
+    gc.collect()  # what other tests' errors still hold
     unrolled = []
     original = module._unroll
     monkeypatch.setattr(module, "_unroll", lambda *a: unrolled.append(1) or original(*a))

@@ -15,6 +15,7 @@ from curvserve.engine.quantities import QUANTITIES
 from tests.engine.zoo import make
 
 NETS = ["seed_cnn", "language_model", "segmentation", "weighted_classes"]
+QUICK = "seed_cnn", "weighted_classes"
 MERGED = [name for name in QUANTITIES if name not in ("ekfac",)]  # an eigenvector has no sign
 
 
@@ -49,7 +50,10 @@ def computed(case: Any, quantities: list[str], cuts: list[int], seed: int = 5) -
 
 
 @pytest.mark.parametrize("quantity", MERGED)
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(
+    "net",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.campaign) for n in NETS],
+)
 def test_merged_parts_are_the_batch(net: str, quantity: str) -> None:
     case = make(net)
     if not QUANTITIES[quantity].divisible:
