@@ -11,7 +11,7 @@ settings.register_profile("fuzz", max_examples=2000)  # twenty times the default
 
 LONG = (
     "tests/documentation/test_pages.py",
-    "tests/cluster/test_killed.py",
+    "tests/cluster/test_sessions.py",
     "tests/page/test_page.py",
     "tests/engine/test_conduct.py",
     "tests/crash/test_crash.py",

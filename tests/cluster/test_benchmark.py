@@ -25,6 +25,7 @@ def runner(cluster: None) -> Iterator[asyncio.Runner]:
         yield found
 
 
+@pytest.mark.campaign
 def test_a_table_of_steps(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.scaling.WORKERS", (1, 1000))
     measure, told = PIECES["steps"]

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.cluster.campaign import descendants, front, run
 from tests.crash.run import free_port
 from tests.server.process import PATIENCE
 
 
+@pytest.mark.campaign
 def test_nothing_is_lost_and_nothing_done_twice(tmp_path: Path) -> None:
     outcome = run(tmp_path, ["raylet"])  # and the front, which ends with its raylet
     assert outcome.problems == []

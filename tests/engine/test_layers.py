@@ -1,8 +1,8 @@
 """Every kind of layer with its options, against brute force; which way each of them goes."""
 
-from collections.abc import gc
+import gc
+from collections.abc import Callable
 
-import Callable
 import pytest
 import torch
 from hypothesis import given, settings
