@@ -210,7 +210,7 @@ class Servers:
         found = Contestant(call(session), process)
         transport = session._transport
         # in place of the client that it stands around: all that `Transport` asks for is `stream`
-        transport._http = Noting(transport._http, found.phases)  # type: ignore[assignment, arg-type]
+        transport._http = Noting(transport._http, found.phases)  # type: ignore[assignment, arg-type]  # in its place
         return found
 
     def _start(self, *arguments: str) -> tuple[str, int]:

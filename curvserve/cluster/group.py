@@ -45,7 +45,8 @@ class _Actor(Worker):
     def where(self) -> Place:
         """Return where this is."""
         node = ray.get_runtime_context().get_node_id()
-        return self.place(ray.util.get_node_ip_address(), node)  # type: ignore[no-untyped-call]
+        ip = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray's has no types
+        return self.place(ip, node)
 
 
 class Group:

@@ -77,6 +77,6 @@ def find_kinds(chosen: Mapping[str, str]) -> dict[str, torch.device]:
     Args:
         chosen: model -> `auto`, `cpu` or `cuda`.
     """
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's own has no types
     auto = "cuda" if resources.get("GPU", 0) >= 1 else "cpu"
     return {name: torch.device(auto if k == "auto" else k) for name, k in chosen.items()}

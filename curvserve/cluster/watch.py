@@ -24,7 +24,7 @@ class NodeWatch:
     def __init__(self) -> None:
         """Begin to watch the node that this process has joined."""
         own = ray.get_runtime_context().get_node_id()
-        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own has no types
         node = next(node for node in nodes if node["NodeID"] == own)
         self._address = (node["NodeManagerAddress"], node["NodeManagerPort"])
         self._ended = threading.Event()
