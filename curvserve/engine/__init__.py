@@ -13,8 +13,8 @@ from curvserve.engine.evaluate import (
     Part,
     evaluate,
     evaluate_part,
-    loss_share,
     merge_parts,
+    part_loss,
 )
 from curvserve.engine.extend import extend
 from curvserve.engine.memory_format import channels_last
@@ -29,6 +29,6 @@ __all__ = [
     "evaluate",
     "evaluate_part",
     "extend",
-    "loss_share",
     "merge_parts",
+    "part_loss",
 ]

@@ -36,8 +36,8 @@ __all__ = [
     "evaluate",
     "evaluate_part",
     "evaluate_with",
-    "loss_share",
     "merge_parts",
+    "part_loss",
     "resolve",
 ]
 
@@ -191,8 +191,8 @@ def merge_parts(
         return _merge(parts, resolve(quantities, mc_samples))
 
 
-def loss_share(loss: nn.Module, outputs: Tensor, targets: Tensor, whole: Tensor) -> float | Tensor:
-    """By what the loss of a part is multiplied so that the parts add up to the batch's.
+def part_loss(loss: nn.Module, outputs: Tensor, targets: Tensor, whole: Tensor) -> Tensor:
+    """What some samples contribute to the loss of their batch; these parts add up to it.
 
     Args:
         loss: A loss module, reduced by ``mean`` or ``sum``.
@@ -203,12 +203,21 @@ def loss_share(loss: nn.Module, outputs: Tensor, targets: Tensor, whole: Tensor)
     Raises:
         UnsupportedLossError: The loss has no curvature rule.
     """
+    module, share = _of_part(_rule(loss), loss, outputs, targets, whole)
+    value: Tensor = module(outputs, targets)
+    return value * share
+
+
+def _of_part(
+    rule: LossRule, loss: nn.Module, outputs: Tensor, targets: Tensor, whole: Tensor
+) -> tuple[nn.Module, float | Tensor]:
+    """The loss of a part, and the factor that makes it the part's share of the batch's."""
     if len(targets) == len(whole):
-        return 1.0
-    rule, own = _rule(loss), outputs.detach()
+        return loss, 1.0
+    module, own = rule.of_parts(loss), outputs.detach()
     lines = len(own) * len(whole) // len(targets)
     all_outputs = own[:1].expand(lines, *own.shape[1:])
-    return rule.norm(loss, own, targets) / rule.norm(loss, all_outputs, whole)
+    return module, rule.norm(module, own, targets) / rule.norm(loss, all_outputs, whole)
 
 
 def evaluate_with(
@@ -314,9 +323,9 @@ def _evaluate(
     with torch.enable_grad(), share.watched(batch.model) as steady:
         outputs = memory_format.run(batch.model, batch.inputs)
     with torch.enable_grad():
-        part = loss_share(batch.loss, outputs, batch.targets, batch.whole)
-        value = batch.loss(outputs, batch.targets) * part
-    work = _Work(batch, outputs, part, list(named.values()), steady.holds, split)
+        loss, part = _of_part(batch.rule, batch.loss, outputs, batch.targets, batch.whole)
+        value = loss(outputs, batch.targets) * part
+    work = _Work(batch, loss, outputs, part, list(named.values()), steady.holds, split)
     if extensions := [q for q in asked.values() if q is not None]:
         work.begin(extensions, draws)
     gradients = torch.autograd.grad(value, list(named.values()), allow_unused=True)
@@ -338,12 +347,14 @@ class _Work:
     """The extensions of one batch: what is done before its gradient is computed, and after.
 
     Attributes:
-        part: By what the loss of the batch is multiplied.
+        loss: That of the batch, or of a part of one.
+        part: By what it is multiplied.
         steady: Whether samples of the batch may go through the model again.
         found: The states by savefield; those made of the gradient are filled in as it is computed.
     """
 
     batch: _Batch
+    loss: nn.Module
     outputs: Tensor
     part: float | Tensor
     parameters: Sequence[Tensor]
@@ -357,14 +368,14 @@ class _Work:
     def begin(self, extensions: Sequence[Quantity], draws: DrawsOf) -> None:
         """Computes what is made of the loss's curvature, and sets hooks for the rest."""
         batch, values, node = self.batch, self.outputs.detach(), self.outputs.grad_fn
-        losses.check(batch.rule, batch.loss, values, batch.targets)
+        losses.check(batch.rule, self.loss, values, batch.targets)
         if node is None:
             raise NotRecordedError("the model's output does not depend on any trainable parameter")
         edge = GradientEdge(node, self.outputs.output_nr)
         graph = read(edge)
         way = plan(graph, edge, values)
         loss = LossAt(
-            batch.rule, batch.loss, values, batch.targets, self.part, way.layout, way.samples
+            batch.rule, self.loss, values, batch.targets, self.part, way.layout, way.samples
         )
         absent = _absent(graph, way, self.parameters)
         with torch.no_grad():

@@ -16,7 +16,7 @@ from curvserve_client.types import CurvatureResult, EvaluateResult
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from ..engine import Evaluation, Part, loss_share, merge_parts
+from ..engine import Evaluation, Part, merge_parts, part_loss
 from ..engine.errors import EngineError, NonFiniteError
 from ..engine.memory_format import run
 from ..engine.quantities import QUANTITIES
@@ -355,8 +355,7 @@ def _aligned(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _loss(replica: Replica, outputs: Tensor, taken: _Taken) -> Tensor:
-    loss: Tensor = replica.loss(outputs, taken.targets)
-    return loss * loss_share(replica.loss, outputs, taken.targets, taken.whole)
+    return part_loss(replica.loss, outputs, taken.targets, taken.whole)
 
 
 def _metrics(replica: Replica, outputs: Tensor, taken: _Taken) -> dict[str, Tensor]:

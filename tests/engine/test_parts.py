@@ -74,6 +74,20 @@ def test_merged_parts_are_the_batch(net: str, quantity: str) -> None:
         assert apart(merged.quantities[field], whole.quantities[field]) < 1e-11
 
 
+@pytest.mark.parametrize("quantity", [name for name in MERGED if QUANTITIES[name].divisible])
+def test_a_part_may_have_nothing_but_ignored_targets(quantity: str) -> None:
+    case = make("weighted_classes")
+    assert (case.targets == case.loss.ignore_index).any()
+    arguments, fields = (case.model, case.loss, case.inputs, case.targets), ["grad", quantity]
+    whole = evaluate(*arguments, fields, seed=5, mc_samples=2)
+    parts = computed(case, fields, list(range(1, len(case.inputs))))
+    merged = merge_parts(parts, fields, mc_samples=2)
+    for found in (merged, evaluate(*arguments, fields, seed=5, mc_samples=2, chunk=1)):
+        torch.testing.assert_close(found.loss, whole.loss, rtol=1e-12, atol=0)
+        for field in fields:
+            assert apart(found.quantities[field], whole.quantities[field]) < 1e-11
+
+
 @settings(deadline=None, max_examples=15)
 @given(st.data(), st.sampled_from(NETS))
 def test_however_it_is_divided(data: st.DataObject, net: str) -> None:

@@ -60,6 +60,14 @@ class LossRule(ABC):
     def norm(self, module: nn.Module, outputs: Tensor, targets: Any) -> Tensor | float:
         """What the sum over the terms is divided by, 1 for ``reduction='sum'``."""
 
+    def of_parts(self, module: nn.Module) -> nn.Module:
+        """The loss to compute for a part of a batch, finite for every part.
+
+        Where :meth:`norm` depends on the targets it may be zero for a part, though not for the
+        batch: there it is the sum. The default is the loss itself.
+        """
+        return module
+
     @abstractmethod
     def exact(self, module: nn.Module, outputs: Tensor, targets: Any) -> Tensor:
         """The square root of every term's Hessian, side by side.

@@ -1,5 +1,6 @@
 """``nn.CrossEntropyLoss`` with every option and any number of extra axes."""
 
+from copy import copy
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +41,14 @@ class CrossEntropy(LossRule):
         if targets.is_floating_point():
             return float(outputs.numel() // outputs.shape[1])
         return _class_weights(module, outputs, targets).sum()
+
+    def of_parts(self, module: Any) -> Any:
+        """The sum over the terms: all classes of a part may be ignored, or of weight zero."""
+        if module.reduction != "mean":
+            return module
+        summed = copy(module)
+        summed.reduction = "sum"
+        return summed
 
     def exact(self, module: Any, outputs: Tensor, targets: Tensor) -> Tensor:
         """Column v is ``sqrt(c p_v) (e_v - p)``."""
