@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
+from ..engine import native
 from .storage import FolderStore, Level, MemoryStore, Store
 
 
@@ -58,6 +59,7 @@ def environment(devices: Iterable[torch.device], executor: str = "inline") -> Ma
         "device": ", ".join(names),
         "executor": executor,
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
+        "own kernels": native.instructions() or "none",
         "threads": str(torch.get_num_threads()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
         **versions,

@@ -43,6 +43,12 @@ def test_it_tells_versions_devices_disk_and_network(tmp_path: Path) -> None:
     assert len(text) == len(found) + 1
 
 
+def test_a_kernel_that_was_not_compiled_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute.native, "instructions", lambda: None)
+    found = {check.name: check for check in compute.compute()}["kernel"]
+    assert found.status == "warning" and "C compiler" in found.advice
+
+
 def test_an_error_ends_it_with_1(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = curvserve("doctor", "--data-dir", str(tmp_path / "file"), "--json")

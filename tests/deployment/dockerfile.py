@@ -18,8 +18,11 @@ from dockerfile_parse import DockerfileParser
 from tests.deployment.files import DOCKERFILE
 from tests.server.process import ROOT
 
-NOT_RUN = ("groupadd", "useradd")
+NOT_RUN = ("groupadd", "useradd", "apt-get")
 """Programs that change the machine itself."""
+
+IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
+"""What .dockerignore keeps out of the folders that are copied."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class Build:
 
 def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copytree(source, target, ignore=IGNORED)
     else:
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)

@@ -33,6 +33,10 @@ from tests.server.process import PATIENCE, ROOT
 WHEELS, INSTALL, FINAL = stages()
 HEALTH = re.fullmatch(r"(?P<options>.*?) +CMD (?P<command>\[.*\])", FINAL.one("HEALTHCHECK"))
 PACKAGES = {"curvserve": "curvserve", "curvserve_client": "client/curvserve_client"}
+COMPILED: dict[str, set[str]] = {
+    "curvserve": {"curvserve/engine/native/_squares"} if shutil.which("cc") else set(),
+    "curvserve_client": set(),
+}
 
 
 def sources() -> list[str]:
@@ -50,6 +54,11 @@ def test_nothing_but_what_is_copied_reaches_the_builder() -> None:
     assert lines[0] == "*"
     allowed = {line[1:] for line in lines if line.startswith("!")}
     assert allowed == {source.split("/")[0] for source in sources()}
+
+
+def test_a_compiler_is_there_before_the_wheels_are_built() -> None:
+    first, *_, last = [each.value for each in WHEELS.all("RUN")]
+    assert re.search(r"apt-get install .*\bgcc\b.*\blibc6-dev\b", first) and "pip wheel" in last
 
 
 def test_every_stage_begins_with_one_pinned_python() -> None:
@@ -103,7 +112,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     root = tmp_path_factory.mktemp("image")
     build = Build(root, os.environ)
     folder = build.take(WHEELS, without=("RUN",))
-    (command,) = [each.value for each in WHEELS.all("RUN")]
+    command = WHEELS.all("RUN")[-1].value
     command = command.replace("python", sys.executable, 1)
     build.run(f"{command} --no-build-isolation --quiet", folder)
     found = {}
@@ -119,7 +128,11 @@ def test_the_wheels_hold_every_file_of_the_packages_and_no_other(
 ) -> None:
     folder = PACKAGES[package]
     kept = {name.removeprefix("client/") for name in tracked(folder)}
-    assert wheels[package] == kept
+    compiled = {
+        name for name in wheels[package] if name.endswith(sysconfig.get_config_vars()["EXT_SUFFIX"])
+    }
+    assert wheels[package] - compiled == kept
+    assert {name.partition(".")[0] for name in compiled} == COMPILED[package]
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Each way of summing squared rows is the plain one; columns go back together where they can."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from curvserve.engine import backpack, evaluate, extend
+from curvserve.engine import backpack, evaluate, extend, native
 from curvserve.engine.extensions import DiagGGNExact
 from curvserve.engine.layers import contractions
 
@@ -17,16 +19,29 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
+@contextmanager
+def own_kernel(compiled: bool) -> Iterator[None]:
+    """A block with our own kernel, where there is one, or without."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(native, "instructions", lambda: None)
+        yield
+
+
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize(
     "positions, inputs, outputs",
     [(1, 5, 3), (1, 300, 200), (2, 300, 200), (4, 300, 200), (5, 300, 200), (4, 5, 3), (9, 40, 30)],
 )
-def test_every_way_is_the_plain_one(positions: int, inputs: int, outputs: int, count: int) -> None:
+def test_every_way_is_the_plain_one(
+    positions: int, inputs: int, outputs: int, count: int, compiled: bool
+) -> None:
     a = drawn(6, positions, inputs)
     columns = [drawn(6, positions, outputs, seed=1 + v) for v in range(count)]
     rows = torch.stack([torch.einsum("nto,nti->noi", s, a) for s in columns])
-    found = contractions.square_sum(a, columns)
+    with own_kernel(compiled):
+        found = contractions.square_sum(a, columns)
     torch.testing.assert_close(found, rows.square().sum((0, 1)), rtol=1e-12, atol=1e-12)
 
 
@@ -42,15 +57,17 @@ def test_a_window_leaves_out_taps_that_see_padding_only(data: Any) -> None:
     layer = nn.Conv2d(2, 3, kernel, stride, padding, dilation).double()
     x = drawn(4, 2, size, size)
     y = drawn(*layer(x).flatten(1).shape, seed=1)
-    found = evaluate(
-        nn.Sequential(layer, nn.Flatten()), nn.MSELoss(reduction="sum"), x, y, ["diag_ggn_exact"]
-    ).quantities["diag_ggn_exact"]["0.weight"]
+    model, loss = nn.Sequential(layer, nn.Flatten()), nn.MSELoss(reduction="sum")
     expected = torch.zeros_like(layer.weight)
     for n in range(len(x)):
-        for output in layer(x[n : n + 1]).flatten():
-            (row,) = torch.autograd.grad(output, layer.weight, retain_graph=True)
-            expected += 2 * row.square()
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        outputs = layer(x[n : n + 1]).flatten()
+        each = torch.eye(len(outputs), dtype=outputs.dtype)
+        (rows,) = torch.autograd.grad(outputs, layer.weight, each, is_grads_batched=True)
+        expected += 2 * rows.square().sum(0)
+    for compiled in (True, False):
+        with own_kernel(compiled):
+            found = evaluate(model, loss, x, y, ["diag_ggn_exact"]).quantities["diag_ggn_exact"]
+        torch.testing.assert_close(found["0.weight"], expected, rtol=1e-12, atol=1e-12)
 
 
 class Doubled(torch.autograd.Function):

@@ -10,6 +10,8 @@ gives the same numbers up to rounding.
 way          where                           why
 ===========  ==============================  =====================================================
 squares      T = 1                           ``(S^2)^T A^2``: one product, and no row is formed
+tiles        a CPU, and :mod:`..native`      rows are squared and added in registers, never
+             was compiled                    written; 0.5 to 0.8 of the time of the ways below
 pairs        T <= 4, rows of 256 KB or more  one product over pairs of positions, in place of N
                                              small ones whose results leave the cache
 one by one   rows of 256 KB or more          each is formed in one buffer, and squared and added
@@ -23,13 +25,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["CACHE_BYTES", "square_sum", "squares"]
+from curvserve.engine import native
+
+__all__ = ["CACHE_BYTES", "by_tiles", "square_sum", "squares"]
 
 CACHE_BYTES = 1 << 20
 """What the rows of one chunk may take: they are meant to stay in a core's second-level cache."""
 
 _LARGE_ROW = 1 << 18
 _FEW_POSITIONS = 4
+
+
+def by_tiles(a: Tensor, positions: int) -> bool:
+    """Whether the way is tiles, for which A need not be written."""
+    return positions > 1 and native.admits(a)
 
 
 def square_sum(a: Tensor, columns: Sequence[Tensor]) -> Tensor:
@@ -46,6 +55,8 @@ def square_sum(a: Tensor, columns: Sequence[Tensor]) -> Tensor:
     row = columns[0].shape[2] * inputs * a.element_size()
     if positions == 1:
         return squares([s.squeeze(1) for s in columns]).T @ a.squeeze(1).square()
+    if by_tiles(a, positions):
+        return native.square_sum(a, columns, 1)
     if row >= _LARGE_ROW:
         return (_pairs if positions <= _FEW_POSITIONS else _one_by_one)(a, columns)
     return _chunks(a, columns, max(1, CACHE_BYTES // max(1, row)))

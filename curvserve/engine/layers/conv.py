@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, einsum, nn
 from torch.nn import functional as F
 
-from curvserve.engine import results
+from curvserve.engine import native, results
 from curvserve.engine.layers import contractions
 from curvserve.engine.layers.base import LayerRule
 from curvserve.engine.rows import Matrices
@@ -46,19 +46,17 @@ class Conv(LayerRule):
         return self.square_sums(module, name, a, [s])
 
     def square_sums(self, module: Any, name: str, a: Tensor, columns: Sequence[Tensor]) -> Tensor:
-        """A few samples' patches at a time; see :mod:`.contractions`."""
+        """By the way that the sizes ask for; see :mod:`.contractions`."""
         if name == "bias" or module.groups > 1:
             return super().square_sums(module, name, a, columns)
         s = columns[0]
         window = _Window.of(module, a, s)
-        inputs = window.size * a.shape[2]
-        patches = inputs * (s.numel() // max(1, s.shape[0] * s.shape[2])) * a.element_size()
-        size = max(1, _PATCH_BYTES // max(1, patches))
-        total = s.new_zeros(s.shape[2], inputs)
-        chunks = zip(a.split(size), *(s.split(size) for s in columns), strict=True)
-        for a_chunk, *s_chunks in chunks:
-            outputs = [_positions(s_chunk) for s_chunk in s_chunks]
-            total += contractions.square_sum(window.inputs(a_chunk), outputs)
+        positions = s.numel() // max(1, s.shape[0] * s.shape[2])
+        if contractions.by_tiles(a, positions):
+            outputs = [_positions(s) for s in columns]
+            total = native.square_sum(window.seen(a), outputs, len(s.shape) - 2)
+        else:
+            total = _by_patches(window, a, columns, positions)
         return window.whole(total.unflatten(1, (window.size, -1)).mT.unsqueeze(0)).squeeze(0)
 
     def matrices(self, module: Any, name: str, a: Tensor, s: Tensor) -> Matrices | None:
@@ -70,6 +68,17 @@ class Conv(LayerRule):
         entries = torch.arange(patches.shape[2], device=a.device)
         order = entries.unflatten(0, (-1, a.shape[2])).T.flatten()
         return Matrices(patches, _positions(s), order)
+
+
+def _by_patches(window: "_Window", a: Tensor, columns: Sequence[Tensor], positions: int) -> Tensor:
+    """A few samples' patches at a time."""
+    inputs = window.size * a.shape[2]
+    size = max(1, _PATCH_BYTES // max(1, inputs * positions * a.element_size()))
+    total = a.new_zeros(columns[0].shape[2], inputs)
+    for a_chunk, *chunks in zip(a.split(size), *(s.split(size) for s in columns), strict=True):
+        outputs = [_positions(chunk) for chunk in chunks]
+        total += contractions.square_sum(window.inputs(a_chunk), outputs)
+    return total
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,12 @@ class _Window:
         patches: Tensor = self.patches(a.flatten(0, 1)).unflatten(0, a.shape[:2])
         return patches.flatten(3).flatten(1, 2)
 
+    def seen(self, a: Tensor) -> Tensor:
+        """The same as a view ``[N, K, *positions, *taps, C]`` of memory with channels last."""
+        padded = self._padded(a.flatten(0, 1)).contiguous()
+        view = self._unfolded(padded).movedim(1 + len(self.count), -1)
+        return view.reshape(*a.shape[:2], *view.shape[1:])
+
     def _of_one_map(self, a: Tensor) -> Tensor:
         """The same of one map, tap by tap in memory: its lines are copied, not single numbers."""
         space = len(self.count)
@@ -137,10 +152,16 @@ class _Window:
 
     def _seen(self, a: Tensor) -> Tensor:
         """Inputs ``[N, C, *space]``, padded, as a view ``[N, *positions, C, *taps]``."""
+        return self._unfolded(self._padded(a))
+
+    def _padded(self, a: Tensor) -> Tensor:
+        """Inputs ``[N, C, *space]`` with their padding, ``[N, *space, C]``."""
         if any(self.pads):
             mode = "constant" if self.module.padding_mode == "zeros" else self.module.padding_mode
             a = F.pad(a, self.pads, mode=mode) if min(self.pads) >= 0 else F.pad(a, self.pads)
-        a = a.movedim(1, -1)
+        return a.movedim(1, -1)
+
+    def _unfolded(self, a: Tensor) -> Tensor:
         options = zip(self.count, self.module.dilation, self.module.stride, strict=True)
         for axis, (size, gap, step) in enumerate(options, start=1):
             a = a.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]

@@ -1,0 +1,139 @@
+/* The squared rows of a layer y_t = W a_t, summed over the samples: sum_n (S_n^T A_n)^2.
+ *
+ * A product of matrices for each sample, of which nothing is ever written but the sum of the
+ * squares: a tile of the product stays in registers until it is squared and added. A is read where
+ * it lies, so the patches of a convolution are not written either, but for the few lines that a
+ * tile is about to read.
+ *
+ * Tasks are panels of the result for groups of samples. How many there are depends on the sizes
+ * alone, each is computed by one thread from its first sample to its last, and groups are added up
+ * in order: so the bits do not depend on the number of threads.
+ */
+
+#include <stdint.h>
+#include <string.h>
+
+/* Positions that are summed up at once: a panel of them stays in the first-level cache. */
+enum { BLOCK = 128 };
+
+/* See curvserve/engine/native/__init__.py, which fills it in; steps and offsets count numbers. */
+struct squares {
+    int64_t samples, length, inputs, outputs, columns, segments, groups, threads;
+    int64_t image_step, sample_step, line_step, scratch_bytes;
+    const int64_t *positions, *offsets, *lengths;
+    const void *images;
+    const void *const *cotangents;
+    void *totals, *result;
+    char *scratch;
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+    int (*thread)(void);
+};
+
+#define T float
+#define LANES 4
+#define WIDTH 2
+#define HEIGHT 6
+#define TARGET
+#define NAME(x) x##_float
+#include "squares.h"
+
+#define T double
+#define LANES 2
+#define WIDTH 2
+#define HEIGHT 6
+#define TARGET
+#define NAME(x) x##_double
+#include "squares.h"
+
+#ifdef __x86_64__
+#define T float
+#define LANES 8
+#define WIDTH 2
+#define HEIGHT 6
+#define TARGET __attribute__((target("avx2,fma")))
+#define NAME(x) x##_float_avx2
+#include "squares.h"
+
+#define T double
+#define LANES 4
+#define WIDTH 2
+#define HEIGHT 6
+#define TARGET __attribute__((target("avx2,fma")))
+#define NAME(x) x##_double_avx2
+#include "squares.h"
+
+#define T float
+#define LANES 16
+#define WIDTH 3
+#define HEIGHT 8
+#define TARGET __attribute__((target("avx512f,fma")))
+#define NAME(x) x##_float_avx512
+#include "squares.h"
+
+#define T double
+#define LANES 8
+#define WIDTH 3
+#define HEIGHT 8
+#define TARGET __attribute__((target("avx512f,fma")))
+#define NAME(x) x##_double_avx512
+#include "squares.h"
+#endif
+
+struct kernel {
+    void (*panel)(const struct squares *, int64_t, char *);
+    void (*gather)(const struct squares *);
+    int64_t breadth;
+};
+
+/* The most that this processor can do, or less where less is asked for. */
+static struct kernel chosen(int is_double, int instructions)
+{
+#ifdef __x86_64__
+    if (instructions >= 2 && __builtin_cpu_supports("avx512f"))
+        return is_double ? (struct kernel){panel_double_avx512, gather_double_avx512, 24}
+                         : (struct kernel){panel_float_avx512, gather_float_avx512, 48};
+    if (instructions >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return is_double ? (struct kernel){panel_double_avx2, gather_double_avx2, 8}
+                         : (struct kernel){panel_float_avx2, gather_float_avx2, 16};
+#endif
+    (void)instructions;
+    return is_double ? (struct kernel){panel_double, gather_double, 4}
+                     : (struct kernel){panel_float, gather_float, 8};
+}
+
+struct shared {
+    const struct squares *work;
+    struct kernel kernel;
+    int64_t tasks, next;
+};
+
+static void take(void *argument)
+{
+    struct shared *shared = argument;
+    const struct squares *work = shared->work;
+    char *scratch = work->scratch + (work->threads > 1 ? work->thread() : 0) * work->scratch_bytes;
+    for (;;) {
+        int64_t task = __atomic_fetch_add(&shared->next, 1, __ATOMIC_RELAXED);
+        if (task >= shared->tasks)
+            return;
+        shared->kernel.panel(work, task, scratch);
+    }
+}
+
+/* How many numbers wide a panel is. */
+int64_t squares_breadth(int is_double, int instructions)
+{
+    return chosen(is_double, instructions).breadth;
+}
+
+void squares(const struct squares *work, int is_double, int instructions)
+{
+    struct kernel kernel = chosen(is_double, instructions);
+    int64_t panels = (work->inputs + kernel.breadth - 1) / kernel.breadth;
+    struct shared shared = {work, kernel, work->groups * panels, 0};
+    if (work->threads > 1)
+        work->parallel(take, &shared, (unsigned)work->threads, 0);
+    else
+        take(&shared);
+    kernel.gather(work);
+}
