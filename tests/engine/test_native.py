@@ -157,3 +157,11 @@ def test_without_a_compiler_the_package_is_installed_and_torch_computes(tmp_path
     )
     assert run.returncode == 0, run.stderr
     assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [("", 0), ("DEFAULT", 0), ("SVE256", 0), ("AVX2", 1), ("AVX512", 2), ("AVX512_VNNI", 2)],
+)
+def test_torchs_name_decides_over_the_instructions(name: str, level: int) -> None:
+    assert native._level(name) == level

@@ -22,8 +22,8 @@ _BLOCK = 128  # as in squares.c
 _TASKS = 16
 """How many tasks there are at least, for as many threads."""
 
-_INSTRUCTIONS = {"AVX512": 2, "AVX2": 1}
-"""What torch may use by the name that it gives it; ``ATEN_CPU_CAPABILITY`` may forbid some."""
+_INSTRUCTIONS = ("AVX2", "AVX512")
+"""How the names begin that torch has for what it may use; ``ATEN_CPU_CAPABILITY`` forbids some."""
 
 
 class _Work(ctypes.Structure):
@@ -106,7 +106,7 @@ def _square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
     if steps[2] != 1 or any(s.stride() != steps for s in columns):
         columns = [s.contiguous() for s in columns]
         steps = columns[0].stride()
-    which = seen.dtype == torch.float64, _INSTRUCTIONS.get(instructions() or "", 0)
+    which = seen.dtype == torch.float64, _level(instructions() or "")
     breadth = library.squares_breadth(*which)
     panels = -(-inputs // breadth)
     groups = min(samples, -(-_TASKS // panels))
@@ -125,6 +125,11 @@ def _square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
     )  # fmt: skip
     library.squares(work, *which)
     return result
+
+
+def _level(name: str) -> int:
+    known = [i for i, begins in enumerate(_INSTRUCTIONS, start=1) if name.startswith(begins)]
+    return max(known, default=0)
 
 
 @lru_cache(256)
