@@ -25,7 +25,7 @@ setup: $(READY)  ## create .venv and install the server, the client and the test
 
 # pip compiles what it installs on one core (50 s); here all of them do, and as with pip a file that is
 # no Python of this version is left as it is
-$(READY): pyproject.toml client/pyproject.toml $(wildcard curvserve/engine/native/squares.*)
+$(READY): pyproject.toml setup.py client/pyproject.toml $(wildcard curvserve/engine/native/squares.*)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("curvserve needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=/path/to/python")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ./client --editable '.[test]'
