@@ -13,7 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Condition
@@ -118,8 +118,16 @@ def run(folder: Path, victims: Iterable[str]) -> Outcome:
 
 
 def descendants(pid: int, name: str) -> list[psutil.Process]:
-    """Return the processes of a name that a process has begun, and those have."""
-    return [each for each in psutil.Process(pid).children(recursive=True) if each.name() == name]
+    """Return the processes of a name that a process has begun, and those have.
+
+    An actor at work has its method behind its name.
+    """
+    found = []
+    for each in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if each.name().partition(".")[0] == name:
+                found.append(each)
+    return found
 
 
 def _begin(pool: ThreadPoolExecutor, address: str, progress: Progress) -> list[Future[None]]:
