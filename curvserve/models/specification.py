@@ -1,5 +1,6 @@
 """What one sample of a model's inputs or targets must be, and the check of a tensor against it."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -72,8 +73,10 @@ class SampleSpec:
         Raises:
             InvalidBatch: naming the tensor, the first sample at fault and what was expected.
         """
+        if tensor.dtype != self.dtype or self._is_within(tensor):
+            return  # every value of a converted dtype is legal
         wrong = self._wrong(tensor)
-        if wrong is not None and bool(wrong.any()):
+        if bool(wrong.any()):
             sample = int(wrong.nonzero()[0, 0])
             message = f"{name} of sample {sample}: a value that is not finite or out of range"
             raise InvalidBatch(message, tensor=name, expected=self.expected())
@@ -100,12 +103,18 @@ class SampleSpec:
         bounds = "" if low is None and high is None else f", values from {low} to {high}"
         return f"{dtypes} [{sizes}]{bounds}"
 
-    def _wrong(self, tensor: Tensor) -> Tensor | None:
-        if tensor.dtype != self.dtype:
-            return None  # every value of a converted dtype is legal
-        wrong = ~torch.isfinite(tensor) if tensor.is_floating_point() else None
+    def _is_within(self, tensor: Tensor) -> bool:
+        """Tell whether no value can be wrong, by the ends alone: a tenth of the time of a search."""
+        if not tensor.numel():
+            return True
+        low, high = (end.item() for end in torch.aminmax(tensor))  # both NaN where any value is
+        least = -math.inf if self.minimum is None else self.minimum
+        most = math.inf if self.maximum is None else self.maximum
+        return least <= low and high <= most and math.isfinite(low) and math.isfinite(high)
+
+    def _wrong(self, tensor: Tensor) -> Tensor:
+        wrong = ~torch.isfinite(tensor)
         for bound, beyond in ((self.minimum, torch.lt), (self.maximum, torch.gt)):
             if bound is not None:
-                outside = beyond(tensor, bound)
-                wrong = outside if wrong is None else wrong | outside
+                wrong |= beyond(tensor, bound)
         return wrong
