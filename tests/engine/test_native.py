@@ -106,6 +106,26 @@ def test_nothing_adds_up_to_zero(shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize(
+    "shape, dtype",
+    [
+        ((2, 3, 4), torch.float64),
+        ((2, 2, 4), torch.float32),
+        ((1, 3, 4), torch.float32),
+    ],
+)
+def test_what_does_not_fit_is_refused(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match="and cotangents"):
+        native.square_sum(torch.ones(2, 3, 5), [torch.ones(shape, dtype=dtype)], 1)
+
+
+def test_another_default_device_is_not_asked() -> None:
+    a, s = torch.ones(2, 3, 5), torch.ones(2, 3, 4)
+    with torch.device("meta"):
+        found = native.square_sum(a, [s], 1)
+    assert torch.equal(found, torch.full((4, 5), 18.0))
+
+
+@pytest.mark.parametrize(
     "name", ["seed_cnn", "convolution_options", "language_model", "segmentation", "recurrent"]
 )
 def test_nets_have_the_numbers_that_torch_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

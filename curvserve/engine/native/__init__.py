@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,10 @@ def square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
 def _square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
     first, library = columns[0], _library()
     assert library is not None
+    _check(seen, columns, axes)
     samples, length, outputs = first.shape
-    places = _places(seen.shape[1 : 1 + axes], seen.stride()[1 : 1 + axes])
-    offsets, lengths = _segments(seen.shape[1 + axes :], seen.stride()[1 + axes :])
+    places = _numbers(_places(seen.shape[1 : 1 + axes], seen.stride()[1 : 1 + axes]))
+    offsets, lengths = map(_numbers, _segments(seen.shape[1 + axes :], seen.stride()[1 + axes :]))
     inputs = int(seen.shape[1 + axes :].numel())
     result = seen.new_empty(outputs, inputs)
     if not samples * length * outputs * inputs:
@@ -119,7 +121,7 @@ def _square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
     work = _Work(
         samples, length, inputs, outputs, len(columns), len(lengths), groups, threads,
         seen.stride(0), steps[0], steps[1], scratch * seen.element_size(),
-        places.data_ptr(), offsets.data_ptr(), lengths.data_ptr(), seen.data_ptr(),
+        *map(ctypes.addressof, (places, offsets, lengths)), seen.data_ptr(),
         ctypes.addressof(addresses), totals.data_ptr(), result.data_ptr(), scratches.data_ptr(),
         parallel, thread,
     )  # fmt: skip
@@ -133,23 +135,39 @@ def _level(name: str) -> int:
 
 
 @lru_cache(256)
-def _places(shape: Sequence[int], steps: Sequence[int]) -> Tensor:
-    """How far each place of some axes is from the first, ``[places]``."""
-    places = torch.zeros(1, dtype=torch.int64)
-    for size, step in zip(shape, steps, strict=True):
-        places = (places.unsqueeze(1) + torch.arange(size) * step).flatten()
-    return places
+def _places(shape: Sequence[int], steps: Sequence[int]) -> tuple[int, ...]:
+    """How far each place of some axes is from the first."""
+    axes = [[i * step for i in range(size)] for size, step in zip(shape, steps, strict=True)]
+    return tuple(map(sum, product(*axes)))
 
 
 @lru_cache(256)
-def _segments(shape: Sequence[int], steps: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _numbers(places: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":
+    return (ctypes.c_int64 * len(places))(*places)
+
+
+@lru_cache(256)
+def _segments(shape: Sequence[int], steps: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
     """Where the places lie next to each other: offsets and lengths, in their order."""
-    places = _places(shape, steps)
-    starts = torch.ones(len(places), dtype=torch.bool)
-    starts[1:] = places.diff() != 1
-    (first,) = starts.nonzero(as_tuple=True)
-    lengths = torch.cat([first, torch.tensor([len(places)])]).diff()
-    return places[first].contiguous(), lengths.contiguous()
+    offsets: list[int] = []
+    lengths: list[int] = []
+    for place in _places(shape, steps):
+        if offsets and place == offsets[-1] + lengths[-1]:
+            lengths[-1] += 1
+        else:
+            offsets.append(place)
+            lengths.append(1)
+    return tuple(offsets), tuple(lengths)
+
+
+def _check(seen: Tensor, columns: Sequence[Tensor], axes: int) -> None:
+    """Refuses what the kernel would read past the end of."""
+    given = [(s.dtype, (s.shape[0], s.shape[1])) for s in columns]
+    wanted = (seen.dtype, (seen.shape[0], seen.shape[1 : 1 + axes].numel()))
+    if any(each != wanted for each in given) or any(s.shape != columns[0].shape for s in columns):
+        message = f"inputs {tuple(seen.shape)} of {seen.dtype}, {axes} axes of positions"
+        shapes = ", ".join(f"{tuple(s.shape)} of {s.dtype}" for s in columns)
+        raise ValueError(f"{message}, and cotangents {shapes}")
 
 
 def _shape_only(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
