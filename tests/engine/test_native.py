@@ -1,5 +1,6 @@
 """The kernel that sums squared rows, with every set of instructions that this machine has."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -158,6 +159,10 @@ def test_convolutions_of_every_kind(kind: Any, axes: int, mode: str) -> None:
             (row,) = torch.autograd.grad(output, layer.weight, retain_graph=True)
             expected += 2 * row.square()
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_compiled_is_a_module_that_may_be_imported() -> None:
+    importlib.import_module("curvserve.engine.native._squares")
 
 
 def test_without_a_compiler_the_package_is_installed_and_torch_computes(tmp_path: Path) -> None:
