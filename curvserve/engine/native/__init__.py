@@ -2,8 +2,8 @@
 
 ``squares.c`` is compiled when the package is installed, wherever there is a C compiler. Where there
 was none, :func:`instructions` is None and everything is computed by torch, as before. No header of
-torch goes into it: tensors are handed over as addresses, and threads are those of the OpenMP library
-that torch itself uses.
+torch goes into it: tensors are handed over as addresses, and threads are those of the OpenMP
+library that torch itself uses.
 """
 
 import ctypes
