@@ -23,13 +23,14 @@ help:  ## show this list
 
 setup: $(READY)  ## create .venv and install the server, the client and the test tools
 
-# pip compiles what it installs on one core (50 s); here all of them do, and as with pip a file that is
-# no Python of this version is left as it is
+# pip compiles what it installs on one core (50 s); here all of them do, but for the parts of large packages
+# that nothing here imports, and as with pip a file that is no Python of this version is left as it is
+UNUSED := transformers/models/|ray/(rllib|data|serve|tune|train)/|torch/_inductor/|torch/testing/_internal/|site-packages/pip/
 $(READY): pyproject.toml setup.py client/pyproject.toml $(wildcard curvserve/engine/native/squares.*)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("curvserve needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=/path/to/python")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ./client --editable '.[test]'
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	@$(BIN)/python -m compileall -qq -j 0 -x '$(UNUSED)' $(VENV)/lib || true
 	@sh .ci/browser
 	@touch $@
 
