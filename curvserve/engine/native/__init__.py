@@ -98,8 +98,7 @@ def _square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
     assert library is not None
     _check(seen, columns, axes)
     samples, length, outputs = first.shape
-    places = _numbers(_places(seen.shape[1 : 1 + axes], seen.stride()[1 : 1 + axes]))
-    offsets, lengths = map(_numbers, _segments(seen.shape[1 + axes :], seen.stride()[1 + axes :]))
+    laid = _laid(seen.shape[1:], seen.stride()[1:], axes)
     inputs = int(seen.shape[1 + axes :].numel())
     result = seen.new_empty(outputs, inputs)
     if not samples * length * outputs * inputs:
@@ -119,9 +118,9 @@ def _square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
     scratches = seen.new_empty(threads, scratch)
     addresses = (ctypes.c_void_p * len(columns))(*(s.data_ptr() for s in columns))
     work = _Work(
-        samples, length, inputs, outputs, len(columns), len(lengths), groups, threads,
+        samples, length, inputs, outputs, len(columns), len(laid[1]), groups, threads,
         seen.stride(0), steps[0], steps[1], scratch * seen.element_size(),
-        *map(ctypes.addressof, (places, offsets, lengths)), seen.data_ptr(),
+        *map(ctypes.addressof, laid), seen.data_ptr(),
         ctypes.addressof(addresses), totals.data_ptr(), result.data_ptr(), scratches.data_ptr(),
         parallel, thread,
     )  # fmt: skip
@@ -134,30 +133,35 @@ def _level(name: str) -> int:
     return max(known, default=0)
 
 
-@lru_cache(256)
-def _places(shape: Sequence[int], steps: Sequence[int]) -> tuple[int, ...]:
-    """How far each place of some axes is from the first."""
-    axes = [[i * step for i in range(size)] for size, step in zip(shape, steps, strict=True)]
-    return tuple(map(sum, product(*axes)))
+_Numbers = ctypes.Array[ctypes.c_int64]
 
 
-@lru_cache(256)
-def _numbers(places: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":
-    return (ctypes.c_int64 * len(places))(*places)
+@lru_cache(64)
+def _laid(
+    shape: Sequence[int], steps: Sequence[int], axes: int
+) -> tuple[_Numbers, _Numbers, _Numbers]:
+    """How far from the first each position lies, and where a position's inputs do.
 
-
-@lru_cache(256)
-def _segments(shape: Sequence[int], steps: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
-    """Where the places lie next to each other: offsets and lengths, in their order."""
+    The latter as runs of neighbours: offsets and lengths, in their order.
+    """
     offsets: list[int] = []
     lengths: list[int] = []
-    for place in _places(shape, steps):
+    for place in _places(shape[axes:], steps[axes:]):
         if offsets and place == offsets[-1] + lengths[-1]:
             lengths[-1] += 1
         else:
             offsets.append(place)
             lengths.append(1)
-    return tuple(offsets), tuple(lengths)
+    return _numbers(_places(shape[:axes], steps[:axes])), _numbers(offsets), _numbers(lengths)
+
+
+def _places(shape: Sequence[int], steps: Sequence[int]) -> list[int]:
+    each = [[i * step for i in range(size)] for size, step in zip(shape, steps, strict=True)]
+    return list(map(sum, product(*each)))
+
+
+def _numbers(values: Sequence[int]) -> _Numbers:
+    return (ctypes.c_int64 * len(values))(*values)
 
 
 def _check(seen: Tensor, columns: Sequence[Tensor], axes: int) -> None:
