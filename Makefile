@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 BENCH  := $(VENV)/.bench
+COMPILED := $(VENV)/.compiled
 
 # How long the campaigns are.
 KILLS  ?= 1000
@@ -21,23 +22,28 @@ OUT    ?= build/bench
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## create .venv and install the server, the client and the test tools
+setup: $(READY) $(COMPILED)  ## create .venv and install the server, the client and the test tools
 
-# pip compiles what it installs on one core (50 s); here all of them do, but for the parts of large packages
-# that nothing here imports, and as with pip a file that is no Python of this version is left as it is
-UNUSED := transformers/models/|ray/(rllib|data|serve|tune|train)/|torch/_inductor/|torch/testing/_internal/|site-packages/pip/
 $(READY): pyproject.toml setup.py client/pyproject.toml $(wildcard curvserve/engine/native/squares.*)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("curvserve needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=/path/to/python")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ./client --editable '.[test]'
-	@$(BIN)/python -m compileall -qq -j 0 -x '$(UNUSED)' $(VENV)/lib || true
 	@sh .ci/browser
+	@touch $@
+
+# pip compiles what it installs on one core (50 s); here all of them do, beside the type checker, but for the
+# parts of large packages that nothing here imports, and as with pip a file that is no Python of this version
+# is left as it is
+UNUSED := transformers/models/|ray/(rllib|data|serve|tune|train)/|torch/_inductor/|torch/testing/_internal/|site-packages/pip/
+$(COMPILED): $(READY)
+	@$(BIN)/python -m compileall -qq -j 0 -x '$(UNUSED)' $(VENV)/lib || true
 	@touch $@
 
 demo: $(READY)  ## serve mnist_cnn, train it over HTTP on handwritten digits, print what happens
 	$(BIN)/curvserve demo
 
-test: check  ## lint, types and the whole test suite
+test: $(READY)  ## lint, types and the whole test suite
+	@$(MAKE) --no-print-directory -j2 check $(COMPILED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## lint and types only
