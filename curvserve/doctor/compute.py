@@ -37,7 +37,7 @@ def _kernel() -> Check:
     instructions = native.instructions()
     if instructions:
         return Check("kernel", f"compiled, {instructions}")
-    advice = "install a C compiler (gcc) and reinstall curvserve: curvature is faster by a tenth"
+    advice = "install a C compiler (gcc) and reinstall curvserve: it takes up to a fifth off a step"
     return Check("kernel", "not compiled: torch computes in its place", "warning", advice)
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 __all__ = ["admits", "instructions", "square_sum"]
 
-_BLOCK = 128  # as in squares.c
 _TASKS = 16
 """How many tasks there are at least, for as many threads."""
 
@@ -49,6 +48,8 @@ def _library() -> ctypes.CDLL | None:
             library.squares.restype = None
             library.squares_breadth.argtypes = [ctypes.c_int, ctypes.c_int]
             library.squares_breadth.restype = ctypes.c_int64
+            library.squares_scratch.argtypes = [*[ctypes.c_int64] * 2, ctypes.c_int, ctypes.c_int]
+            library.squares_scratch.restype = ctypes.c_int64
             return library
     return None
 
@@ -113,7 +114,7 @@ def _square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
     groups = min(samples, -(-_TASKS // panels))
     parallel, thread = _openmp()
     threads = 1 if parallel is None else min(torch.get_num_threads(), groups * panels)
-    scratch = breadth * (outputs + min(length, _BLOCK))
+    scratch = library.squares_scratch(length, outputs, *which)
     totals = seen.new_empty(groups * panels * breadth * outputs)
     scratches = seen.new_empty(threads, scratch)
     addresses = (ctypes.c_void_p * len(columns))(*(s.data_ptr() for s in columns))

@@ -91,15 +91,16 @@ static struct kernel chosen(int is_double, int instructions)
 {
 #ifdef __x86_64__
     if (instructions >= 2 && __builtin_cpu_supports("avx512f"))
-        return is_double ? (struct kernel){panel_double_avx512, gather_double_avx512, 24}
-                         : (struct kernel){panel_float_avx512, gather_float_avx512, 48};
+        return is_double
+                   ? (struct kernel){panel_double_avx512, gather_double_avx512, breadth_double_avx512}
+                   : (struct kernel){panel_float_avx512, gather_float_avx512, breadth_float_avx512};
     if (instructions >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return is_double ? (struct kernel){panel_double_avx2, gather_double_avx2, 8}
-                         : (struct kernel){panel_float_avx2, gather_float_avx2, 16};
+        return is_double ? (struct kernel){panel_double_avx2, gather_double_avx2, breadth_double_avx2}
+                         : (struct kernel){panel_float_avx2, gather_float_avx2, breadth_float_avx2};
 #endif
     (void)instructions;
-    return is_double ? (struct kernel){panel_double, gather_double, 4}
-                     : (struct kernel){panel_float, gather_float, 8};
+    return is_double ? (struct kernel){panel_double, gather_double, breadth_double}
+                     : (struct kernel){panel_float, gather_float, breadth_float};
 }
 
 struct shared {
@@ -125,6 +126,12 @@ static void take(void *argument)
 int64_t squares_breadth(int is_double, int instructions)
 {
     return chosen(is_double, instructions).breadth;
+}
+
+/* How many numbers a thread needs room for beside its results. */
+int64_t squares_scratch(int64_t length, int64_t outputs, int is_double, int instructions)
+{
+    return chosen(is_double, instructions).breadth * (outputs + (length < BLOCK ? length : BLOCK));
 }
 
 void squares(const struct squares *work, int is_double, int instructions)

@@ -11,6 +11,8 @@
 
 #define PANEL (WIDTH * LANES)
 
+enum { NAME(breadth) = PANEL };
+
 /* any alignment: what torch hands over is aligned to its own numbers only */
 typedef T NAME(vector) __attribute__((vector_size(sizeof(T) * LANES), aligned(sizeof(T)), may_alias));
 
