@@ -38,7 +38,8 @@ def test_nothing_imports_ray() -> None:
 def test_ray_is_in_an_extra_alone() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert not [each for each in project["dependencies"] if each.startswith("ray")]
-    assert [each for each in project["optional-dependencies"]["ray"] if each.startswith("ray[client]>=")]
+    extra = project["optional-dependencies"]["ray"]
+    assert [each for each in extra if each.startswith("ray[client]>=")]  # its client for ray://
 
 
 def test_who_asks_for_it_without_the_extra_is_told_what_to_install() -> None:
