@@ -24,7 +24,7 @@ help:  ## show this list
 
 setup: $(READY) $(COMPILED)  ## create .venv and install the server, the client and the test tools
 
-$(READY): pyproject.toml setup.py client/pyproject.toml $(wildcard curvserve/engine/native/squares.*)
+$(READY): pyproject.toml setup.py client/pyproject.toml $(wildcard curvserve/engine/native/*.[ch])
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("curvserve needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=/path/to/python")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ./client --editable '.[test]'

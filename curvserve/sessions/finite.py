@@ -2,32 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from curvserve_client.errors import NonFinite
 from torch import Tensor
+
+from .passes import are_finite
 
 
 def check_finite(tensors: Mapping[str, Tensor | Sequence[Tensor]]) -> None:
     """Refuse tensors that hold a NaN or an infinity.
 
     Args:
-        tensors: name -> tensor or several; at least one, all on one device.
+        tensors: name -> tensor or several; all on one device.
 
     Raises:
         NonFinite: naming the first tensor at fault.
     """
-    ends = {name: _ends(tensor) for name, tensor in tensors.items()}
-    every = [end for own in ends.values() for end in own]
-    if every and not bool(torch.isfinite(torch.stack(every)).all()):  # where a GPU is waited for
-        name = next(name for name, own in ends.items() if not all(map(torch.isfinite, own)))
+    parts = {name: _floating(tensor) for name, tensor in tensors.items()}
+    every = [part for own in parts.values() for part in own]
+    if every and not are_finite(every):
+        name = next(name for name, own in parts.items() if own and not are_finite(own))
         raise NonFinite(f"{name} is not finite", tensor=name)
 
 
-def _ends(tensor: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """Return the least and the largest number; both are NaN where any is."""
+def _floating(tensor: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors that could hold what is not finite."""
     if not isinstance(tensor, Tensor):
-        return [end for part in tensor for end in _ends(part)]
-    if not tensor.numel() or not tensor.is_floating_point():
-        return []
-    # a pass without a tensor of booleans, 14 times as fast on a CPU
-    return list(torch.aminmax(tensor))
+        return [found for part in tensor for found in _floating(part)]
+    return [tensor] if tensor.is_floating_point() else []

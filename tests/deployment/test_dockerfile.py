@@ -34,7 +34,7 @@ WHEELS, INSTALL, FINAL = stages()
 HEALTH = re.fullmatch(r"(?P<options>.*?) +CMD (?P<command>\[.*\])", FINAL.one("HEALTHCHECK"))
 PACKAGES = {"curvserve": "curvserve", "curvserve_client": "client/curvserve_client"}
 COMPILED: dict[str, set[str]] = {
-    "curvserve": {"curvserve/engine/native/_squares"} if shutil.which("cc") else set(),
+    "curvserve": {"curvserve/engine/native/_kernels"} if shutil.which("cc") else set(),
     "curvserve_client": set(),
 }
 

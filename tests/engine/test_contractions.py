@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from curvserve.engine import backpack, evaluate, extend, native
+from curvserve.engine import backpack, evaluate, extend
 from curvserve.engine.extensions import DiagGGNExact
 from curvserve.engine.layers import contractions
+from curvserve.engine.native import library
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -24,7 +25,7 @@ def own_kernel(compiled: bool) -> Iterator[None]:
     """A block with our own kernel, where there is one, or without."""
     with pytest.MonkeyPatch.context() as patch:
         if not compiled:
-            patch.setattr(native, "instructions", lambda: None)
+            patch.setattr(library, "instructions", lambda: None)
         yield
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from curvserve.engine import evaluate, native
+from curvserve.engine.native import library
 from tests.engine.zoo import make
 from tests.server.process import ROOT
 
@@ -35,7 +36,7 @@ def test_where_there_is_a_compiler_there_is_the_kernel() -> None:
 
 @pytest.fixture(params=NAMES)
 def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(native, "instructions", lambda: request.param)
+    monkeypatch.setattr(library, "instructions", lambda: request.param)
     return str(request.param)
 
 
@@ -79,7 +80,7 @@ def test_any_sizes_and_strides(name: str, data: Any) -> None:
     if draw(st.booleans()):  # not every column as it is wanted
         columns[-1] = columns[-1].mT.contiguous().mT
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "instructions", lambda: name)
+        patch.setattr(library, "instructions", lambda: name)
         found = native.square_sum(view, columns, 2)
     assert found.dtype == dtype and found.shape == (outputs, taps * taps * channels)
     expected = plain(view, columns, 2)
@@ -146,7 +147,7 @@ def test_nets_have_the_numbers_that_torch_gives(name: str, monkeypatch: pytest.M
         return evaluate(case.model, case.loss, case.inputs, case.targets, fields, seed=3).quantities
 
     by_tiles = found()
-    monkeypatch.setattr(native, "instructions", lambda: None)
+    monkeypatch.setattr(library, "instructions", lambda: None)
     for field, expected in found().items():
         for parameter, tensor in expected.items():
             torch.testing.assert_close(by_tiles[field][parameter], tensor, rtol=1e-10, atol=1e-14)
@@ -171,7 +172,7 @@ def test_convolutions_of_every_kind(kind: Any, axes: int, mode: str) -> None:
 
 
 def test_what_is_compiled_is_a_module_that_may_be_imported() -> None:
-    importlib.import_module("curvserve.engine.native._squares")
+    importlib.import_module("curvserve.engine.native._kernels")
 
 
 def test_without_a_compiler_the_package_is_installed_and_torch_computes(tmp_path: Path) -> None:
@@ -188,4 +189,4 @@ def test_without_a_compiler_the_package_is_installed_and_torch_computes(tmp_path
     [("", 0), ("DEFAULT", 0), ("SVE256", 0), ("AVX2", 1), ("AVX512", 2), ("AVX512_VNNI", 2)],
 )
 def test_torchs_name_decides_over_the_instructions(name: str, level: int) -> None:
-    assert native._level(name) == level
+    assert library.level(name) == level

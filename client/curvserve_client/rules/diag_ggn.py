@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..errors import InvalidRule
@@ -14,6 +13,7 @@ from .kl_clip import kl_scale
 from .levenberg_marquardt import Quadratic, Verdict, tried
 from .momentum import with_momentum
 from .options import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, FRACTION, Checked, Range, option
+from .preconditioned import preconditioned_step
 from .quantiles import level_quantiles
 from .steps import decayed, penalised, stepped, wide
 
@@ -147,17 +147,16 @@ class DiagGGN(Checked):
         return stepped(parameters, directions, self.lr, self.weight_decay), state, metrics
 
     def _divided(self, parameters: Tensors, model: Quadratic) -> dict[str, Tensor]:
-        """Return p - lr * g / (h + damping) in one pass over each parameter."""
-        shift = model.damping + self.l2
-        return {
-            name: torch.addcdiv(
-                decayed(parameters[name], self.lr, self.weight_decay),
-                gradient,
-                model.curvatures[name] + shift,
-                value=-self.lr,
-            ).to(parameters[name].dtype)
-            for name, gradient in model.gradients.items()
-        }
+        """Return p - lr * g / (h + damping) of every parameter that has a gradient."""
+        names = list(model.gradients)
+        moved = preconditioned_step(
+            [decayed(parameters[name], self.lr, self.weight_decay) for name in names],
+            [model.gradients[name] for name in names],
+            [model.curvatures[name] for name in names],
+            self.lr,
+            model.damping + self.l2,
+        )
+        return {n: p.to(parameters[n].dtype) for n, p in zip(names, moved, strict=True)}
 
     def _directions(self, model: Quadratic) -> tuple[Tensors, dict[str, float | Tensor]]:
         """Return d of every parameter, clipped, and how much of it was."""

@@ -10,9 +10,9 @@
  * in order: so the bits do not depend on the number of threads.
  */
 
-#include <Python.h> /* for the last lines only: whoever lists the package's modules may import it */
-#include <stdint.h>
 #include <string.h>
+
+#include "kernels.h"
 
 /* Positions that are summed up at once: a panel of them stays in the first-level cache. */
 enum { BLOCK = 128 };
@@ -26,7 +26,7 @@ struct squares {
     const void *const *cotangents;
     void *totals, *result;
     char *scratch;
-    void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+    parallel parallel;
     int (*thread)(void);
 };
 
@@ -86,21 +86,18 @@ struct kernel {
     int64_t breadth;
 };
 
-/* The most that this processor can do, or less where less is asked for. */
 static struct kernel chosen(int is_double, int instructions)
 {
+#define KERNEL(name) {panel_##name, gather_##name, breadth_##name}
+    static const struct kernel kernels[][2] = {
+        {KERNEL(float), KERNEL(double)},
 #ifdef __x86_64__
-    if (instructions >= 2 && __builtin_cpu_supports("avx512f"))
-        return is_double
-                   ? (struct kernel){panel_double_avx512, gather_double_avx512, breadth_double_avx512}
-                   : (struct kernel){panel_float_avx512, gather_float_avx512, breadth_float_avx512};
-    if (instructions >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return is_double ? (struct kernel){panel_double_avx2, gather_double_avx2, breadth_double_avx2}
-                         : (struct kernel){panel_float_avx2, gather_float_avx2, breadth_float_avx2};
+        {KERNEL(float_avx2), KERNEL(double_avx2)},
+        {KERNEL(float_avx512), KERNEL(double_avx512)},
 #endif
-    (void)instructions;
-    return is_double ? (struct kernel){panel_double, gather_double, breadth_double}
-                     : (struct kernel){panel_float, gather_float, breadth_float};
+    };
+#undef KERNEL
+    return kernels[usable(instructions)][is_double];
 }
 
 struct shared {
@@ -144,13 +141,4 @@ void squares(const struct squares *work, int is_double, int instructions)
     else
         take(&shared);
     kernel.gather(work);
-}
-
-static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_squares", "Called by address, see the package around it.", 0, NULL, NULL,
-    NULL, NULL, NULL};
-
-PyMODINIT_FUNC PyInit__squares(void)
-{
-    return PyModuleDef_Init(&module);
 }

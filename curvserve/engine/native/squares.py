@@ -1,0 +1,146 @@
+"""The squared rows of a layer, summed, without a row ever written: ``squares.c``."""
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from curvserve.engine.native import library
+
+__all__ = ["square_sum"]
+
+_TASKS = 16
+"""How many tasks there are at least, for as many threads."""
+
+
+class _Work(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("samples", "length", "inputs", "outputs")),
+        *((name, ctypes.c_int64) for name in ("columns", "segments", "groups", "threads")),
+        *((name, ctypes.c_int64) for name in ("image_step", "sample_step", "line_step")),
+        ("scratch_bytes", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("positions", "offsets", "lengths", "images")),
+        *((name, ctypes.c_void_p) for name in ("cotangents", "totals", "result", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("parallel", "thread")),
+    ]
+
+
+class _Kernel(NamedTuple):
+    squares: Any
+    breadth: Any
+    scratch: Any
+
+
+@cache
+def _kernel() -> _Kernel:
+    number, size = ctypes.c_int, ctypes.c_int64
+    return _Kernel(
+        library.function("squares", None, ctypes.POINTER(_Work), number, number),
+        library.function("squares_breadth", size, number, number),
+        library.function("squares_scratch", size, size, size, number, number),
+    )
+
+
+def square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
+    """``sum_(n, v) (S_vn^T A_n)^2`` over samples and columns.
+
+    Args:
+        seen: The inputs A as the positions see them, ``[N, *positions, *inputs]``: a view that may
+            show one number in many places.
+        columns: For each column v the cotangents S, ``[N, T, O]``, with as many positions.
+        axes: How many axes the positions have.
+
+    Returns:
+        A tensor ``[O, K]`` of the K inputs of a position, in their order.
+    """
+    found: Tensor = torch.ops.curvserve.square_sum(seen, list(columns), axes)
+    return found
+
+
+def _square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
+    first, kernel = columns[0], _kernel()
+    _check(seen, columns, axes)
+    samples, length, outputs = first.shape
+    laid = _laid(seen.shape[1:], seen.stride()[1:], axes)
+    inputs = int(seen.shape[1 + axes :].numel())
+    result = seen.new_empty(outputs, inputs)
+    if not samples * length * outputs * inputs:
+        return result.zero_()
+    steps = first.stride()
+    if steps[2] != 1 or any(s.stride() != steps for s in columns):
+        columns = [s.contiguous() for s in columns]
+        steps = columns[0].stride()
+    which = seen.dtype == torch.float64, library.level(library.instructions() or "")
+    breadth = kernel.breadth(*which)
+    panels = -(-inputs // breadth)
+    groups = min(samples, -(-_TASKS // panels))
+    parallel, thread = library.openmp()
+    threads = 1 if parallel is None else min(torch.get_num_threads(), groups * panels)
+    scratch = kernel.scratch(length, outputs, *which)
+    totals = seen.new_empty(groups * panels * breadth * outputs)
+    scratches = seen.new_empty(threads, scratch)
+    addresses = (ctypes.c_void_p * len(columns))(*(s.data_ptr() for s in columns))
+    work = _Work(
+        samples, length, inputs, outputs, len(columns), len(laid[1]), groups, threads,
+        seen.stride(0), steps[0], steps[1], scratch * seen.element_size(),
+        *map(ctypes.addressof, laid), seen.data_ptr(),
+        ctypes.addressof(addresses), totals.data_ptr(), result.data_ptr(), scratches.data_ptr(),
+        parallel, thread,
+    )  # fmt: skip
+    kernel.squares(work, *which)
+    return result
+
+
+_Numbers = ctypes.Array[ctypes.c_int64]
+
+
+@lru_cache(64)
+def _laid(
+    shape: Sequence[int], steps: Sequence[int], axes: int
+) -> tuple[_Numbers, _Numbers, _Numbers]:
+    """How far from the first each position lies, and where a position's inputs do.
+
+    The latter as runs of neighbours: offsets and lengths, in their order.
+    """
+    offsets: list[int] = []
+    lengths: list[int] = []
+    for place in _places(shape[axes:], steps[axes:]):
+        if offsets and place == offsets[-1] + lengths[-1]:
+            lengths[-1] += 1
+        else:
+            offsets.append(place)
+            lengths.append(1)
+    return _numbers(_places(shape[:axes], steps[:axes])), _numbers(offsets), _numbers(lengths)
+
+
+def _places(shape: Sequence[int], steps: Sequence[int]) -> list[int]:
+    each = [[i * step for i in range(size)] for size, step in zip(shape, steps, strict=True)]
+    return list(map(sum, product(*each)))
+
+
+def _numbers(values: Sequence[int]) -> _Numbers:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def _check(seen: Tensor, columns: Sequence[Tensor], axes: int) -> None:
+    """Refuses what the kernel would read past the end of."""
+    given = [(s.dtype, (s.shape[0], s.shape[1])) for s in columns]
+    wanted = (seen.dtype, (seen.shape[0], seen.shape[1 : 1 + axes].numel()))
+    if any(each != wanted for each in given) or any(s.shape != columns[0].shape for s in columns):
+        message = f"inputs {tuple(seen.shape)} of {seen.dtype}, {axes} axes of positions"
+        shapes = ", ".join(f"{tuple(s.shape)} of {s.dtype}" for s in columns)
+        raise ValueError(f"{message}, and cotangents {shapes}")
+
+
+def _shape_only(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
+    return seen.new_empty(columns[0].shape[2], seen.shape[1 + axes :].numel())
+
+
+_fragment = torch.library.Library("curvserve", "FRAGMENT")
+_fragment.define("square_sum(Tensor seen, Tensor[] columns, int axes) -> Tensor")
+_fragment.impl("square_sum", _square_sum, "CPU")
+_fragment.impl("square_sum", _shape_only, "Meta")

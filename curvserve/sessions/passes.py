@@ -1,0 +1,63 @@
+"""The passes of a step over all parameters, by kernels of our own wherever these are."""
+
+from collections.abc import Sequence
+
+import torch
+from curvserve_client.rules.preconditioned import plain_step
+from torch import Tensor
+
+from ..engine import native
+
+
+def are_finite(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether all numbers of tensors are finite.
+
+    Args:
+        tensors: at least one, all on one device.
+    """
+    if native.fit(tensors):
+        return native.are_finite(tensors)
+    # without a tensor of booleans, 14 times as fast on a CPU; both ends are NaN where any number is
+    ends = [end for tensor in tensors if tensor.numel() for end in torch.aminmax(tensor)]
+    return not ends or bool(torch.isfinite(torch.stack(ends)).all())  # where a GPU is waited for
+
+
+def distance(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """Return the Euclidean norm of the change over all tensors, added up in float64.
+
+    Args:
+        before: at least one, all on one device.
+        after: of the same shapes and types.
+    """
+    if native.fit(before, after):
+        return native.distance(before, after)
+    changes = [(y - x).flatten().double() for x, y in zip(before, after, strict=True)]
+    # a norm of float32 that adds up in float64 is five times as slow with two threads
+    return torch.stack([change.dot(change) for change in changes]).sum().sqrt().item()
+
+
+def _preconditioned_step(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    curvatures: Sequence[Tensor],
+    lr: float,
+    damping: float,
+) -> list[Tensor]:
+    g, h = _as_laid(gradients, parameters), _as_laid(curvatures, parameters)
+    if native.fit(parameters, g, h):
+        return native.divided(parameters, g, h, factor=-lr, shift=damping)
+    return plain_step(parameters, gradients, curvatures, lr, damping)
+
+
+def _as_laid(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors that lie in memory as others of their shapes do."""
+    return [
+        tensor
+        if tensor.stride() == other.stride()
+        else torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
+        for tensor, other in zip(tensors, like, strict=True)
+    ]
+
+
+_operators = torch.library.Library("curvserve", "FRAGMENT")
+_operators.impl("preconditioned_step", _preconditioned_step, "CPU")
