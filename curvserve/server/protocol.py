@@ -1,16 +1,25 @@
-"""HTTP/1.1 as uvicorn speaks it, with deadlines for the head of a request and for a stalled answer.
+"""HTTP/1.1 as uvicorn speaks it, with deadlines, a bound on heads, and stricter than its parser.
 
 uvicorn waits for the rest of a head, and for its answer to be taken, as long as the caller likes;
-nothing of the application runs meanwhile, so the deadlines have to be here.
+nothing of the application runs meanwhile, so the deadlines have to be here. Its parser, that of
+Node.js, is fast; of what RFC 9112 has a server refuse it leaves some to its user.
 """
 
 import asyncio
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_BYTES = 64 * 1024
+"""What a head may have, beside what came in one piece with its beginning."""
+
+_VERSIONS = ("1.0", "1.1")
 
 
-def protocol_class(head_seconds: float, stall_seconds: float) -> type[H11Protocol]:
+class NotHttp(Exception):
+    """A head that the RFC has a server refuse."""
+
+
+def protocol_class(head_seconds: float, stall_seconds: float) -> type[HttpToolsProtocol]:
     """Return the protocol of a server.
 
     Args:
@@ -19,14 +28,13 @@ def protocol_class(head_seconds: float, stall_seconds: float) -> type[H11Protoco
         stall_seconds: from when the buffers are full of an answer until most of that was taken.
     """
 
-    class DeadlineProtocol(H11Protocol):
+    class DeadlineProtocol(StrictProtocol):
         _overdue: asyncio.TimerHandle | None = None
         _stalled: asyncio.TimerHandle | None = None
 
         def connection_made(  # type: ignore[override]  # as uvicorn has it, narrower than asyncio
             self, transport: asyncio.Transport
         ) -> None:
-            self.conn = _Connection(h11.SERVER)
             super().connection_made(transport)
             self._expect_head()
 
@@ -67,23 +75,63 @@ def protocol_class(head_seconds: float, stall_seconds: float) -> type[H11Protoco
     return DeadlineProtocol
 
 
-class _Connection(h11.Connection):
-    """Hands bodies on as they lie in memory, and a head together with what follows it."""
+class StrictProtocol(HttpToolsProtocol):
+    """Refuses what RFC 9112 has a server refuse; what a callback raises is answered with 400."""
 
-    _head = b""
+    _in_head = True
+    _head_bytes = 0
+    _began = False  # with the bytes that are being parsed
 
-    def send(self, event: h11.Event) -> bytes | None:  # type: ignore[override]  # one of three
-        """Return what is to be written; see `h11.Connection.send`."""
-        parts = self.send_with_data_passthrough(event)
-        if parts is None:
-            return None
-        if isinstance(event, h11.Response) and _has_length(event):
-            self._head = b"".join(parts)
-            return b""
-        if self._head:
-            parts, self._head = [self._head, *parts], b""
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+    def data_received(self, data: bytes) -> None:
+        """Parse what arrived, and bound what is kept of a head that does not end."""
+        if self.transport.is_closing():
+            return  # it was refused, and whatever followed it is no request
+        self._began = False
+        super().data_received(data)
+        if self._in_head and not self._began:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES:
+                self.send_400_response(f"The head has more than {HEAD_BYTES} bytes.")
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no request; not in the middle of an answer, which only can break off."""
+        if self.cycle is not None and self.cycle.response_started and not self._is_answered():
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
 
-def _has_length(answer: h11.Response) -> bool:
-    return any(name == b"content-length" for name, _ in answer.headers)
+    def on_message_begin(self) -> None:
+        """Begin with a head."""
+        self._began, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a field of the head; a trailer is none (RFC 9110, section 6.5.1)."""
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Check a head as a whole, and begin with the request.
+
+        Raises:
+            NotHttp: another version; no host, or several; an encoding beside that in chunks.
+        """
+        self._in_head = False
+        version = self.parser.get_http_version()
+        if version not in _VERSIONS:
+            raise NotHttp(f"version {version}")
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
+            raise NotHttp(f"{hosts} hosts")
+        for name, value in self.headers:
+            if name == b"transfer-encoding" and value.lower() != b"chunked":
+                raise NotHttp(f"encoded as {value!r}")
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Note the end of a request; what follows it is another's head."""
+        self._in_head, self._began, self._head_bytes = True, True, 0
+        super().on_message_complete()
+
+    def _is_answered(self) -> bool:
+        return self.cycle.response_complete

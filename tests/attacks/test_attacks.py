@@ -75,7 +75,7 @@ def test_a_hostile_request(session: SessionApi, name: str) -> None:
     assert attack.lacks not in str(answer.headers)
     if attack.code == hostile_requests.REFUSED_BY_THE_PARSER:
         assert answer.text == attack.code
-    else:
+    elif attack.code:
         assert code(answer) == attack.code
         assert attack.says in answer.json()["detail"]
 
