@@ -4,6 +4,7 @@ import platform
 import shutil
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -82,47 +83,51 @@ class Metrics:
         self.in_flight = Gauge(
             "curvserve_in_flight_requests", "Being answered, this one too.", registry=registry
         )
-        self._requests = Counter(
+        requests = Counter(
             "curvserve_requests",
             "Requests that were answered.",
             ["method", "route", "status"],
             registry=registry,
         )
-        self._seconds = Histogram(
+        seconds = Histogram(
             "curvserve_request_seconds",
             "From the head of the request to the end of the answer.",
             ["route"],
             buckets=BUCKETS,
             registry=registry,
         )
-        self._phases = Histogram(
+        phases = Histogram(
             "curvserve_phase_seconds",
             "Time in one phase of a request.",
             ["phase", "route"],
             buckets=BUCKETS,
             registry=registry,
         )
-        self._problems = Counter(
+        problems = Counter(
             "curvserve_problems", "Problems that were answered.", ["code"], registry=registry
         )
         for code in PROBLEMS:
-            self._problems.labels(code)  # at zero, so that a first one is seen as a rise
-        self._bytes = Counter(
+            problems.labels(code)  # at zero, so that a first one is seen as a rise
+        bodies = Counter(
             "curvserve_body_bytes", "Bytes of bodies.", ["direction"], registry=registry
         )
+        # a series is found faster so than by its metric, which takes a lock and checks the labels
+        self._requests, self._seconds = cache(requests.labels), cache(seconds.labels)
+        self._phases, self._problems = cache(phases.labels), cache(problems.labels)
+        self._received, self._sent = bodies.labels("received"), bodies.labels("sent")
 
     def observe(self, exchange: Exchange) -> None:
         """Count a request that has ended."""
         route = exchange.call.route
         method = exchange.method if exchange.method in _METHODS else "other"
-        self._requests.labels(method, route, exchange.status).inc()
-        self._seconds.labels(route).observe(exchange.elapsed())
+        self._requests(method, route, exchange.status).inc()
+        self._seconds(route).observe(exchange.elapsed())
         for phase, seconds in exchange.phases.seconds.items():
-            self._phases.labels(phase, route).observe(seconds)
+            self._phases(phase, route).observe(seconds)
         if exchange.problem is not None:
-            self._problems.labels(exchange.problem).inc()
-        self._bytes.labels("received").inc(exchange.received)
-        self._bytes.labels("sent").inc(exchange.sent)
+            self._problems(exchange.problem).inc()
+        self._received.inc(exchange.received)
+        self._sent.inc(exchange.sent)
 
     def exposition(self) -> bytes:
         """Return everything in Prometheus's text format, version 0.0.4."""

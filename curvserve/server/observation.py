@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from curvserve_client.errors import InternalError
-from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -88,11 +87,11 @@ def _telling(exchange: Exchange, state: Mapping[str, Any], send: Send) -> Send:
     async def told(message: Message) -> None:
         if message["type"] == "http.response.start":
             exchange.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["server-timing"] = _server_timing(exchange)
+            headers = [*message["headers"], (b"server-timing", _server_timing(exchange).encode())]
             session = state.get("session")
             if session is not None and session.durable_version is not None:
-                headers["durable-version"] = str(session.durable_version)
+                headers.append((b"durable-version", b"%d" % session.durable_version))
+            message["headers"] = headers
         exchange.sent += len(message.get("body", b""))
         await send(message)
 

@@ -4,10 +4,10 @@ import re
 import uuid
 from contextvars import ContextVar
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER = "x-request-id"
+_NAME = HEADER.encode()
 
 current: ContextVar[str] = ContextVar("curvserve.request_id")
 """The id of the request that is being answered; every line of log made meanwhile carries it."""
@@ -27,7 +27,9 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(HEADER, "")
+        given = next((value for name, value in scope["headers"] if name == _NAME), b"").decode(
+            "latin-1"
+        )
         request_id = given if _SAFE.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         current.set(
@@ -36,7 +38,8 @@ class RequestId:
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[HEADER] = request_id
+                others = [header for header in message["headers"] if header[0] != _NAME]
+                message["headers"] = [*others, (_NAME, request_id.encode())]
             await send(message)
 
         await self._app(scope, receive, send_named)

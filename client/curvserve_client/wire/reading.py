@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import torch
@@ -15,6 +16,7 @@ _MEMBERS = {"dtype", "shape", "data_offsets"}
 _MAX_AXES = 64
 _MAX_EMPTY = 2**24
 _MAX_NUMBER = 2**63 - 1
+_USUAL_HEADER = 4096  # bytes; the batches of a loop have the same one again and again
 
 
 def read_header(body: Buffer) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -31,12 +33,10 @@ def read_header(body: Buffer) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """
     view = memoryview(body).cast("B")
     offset = 8 + _header_length(view)
-    header = _parse(view[8:offset])
-    metadata = _metadata(header.pop(METADATA, {}))
-    found = [_tensor_info(name, entry, offset) for name, entry in header.items()]
-    found.sort(key=lambda info: (info.start, info.end))
-    _check_coverage(found, offset, len(view))
-    return {info.name: info for info in found}, metadata
+    header, size = bytes(view[8:offset]), len(view)
+    read = _read if offset <= _USUAL_HEADER else _read.__wrapped__
+    infos, metadata = read(header, size)
+    return dict(infos), dict(metadata)
 
 
 def decode(
@@ -67,6 +67,18 @@ def decode(
     return {name: _tensor(view, info, address) for name, info in infos.items()}, metadata
 
 
+@lru_cache(64)
+def _read(header: bytes, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Return what a header says of a body of so many bytes."""
+    offset = 8 + len(header)
+    entries = _parse(header)
+    metadata = _metadata(entries.pop(METADATA, {}))
+    found = [_tensor_info(name, entry, offset) for name, entry in entries.items()]
+    found.sort(key=lambda info: (info.start, info.end))
+    _check_coverage(found, offset, size)
+    return {info.name: info for info in found}, metadata
+
+
 def _refuse(detail: str, tensor: str | None = None, expected: str | None = None) -> NoReturn:
     raise MalformedBody(detail, tensor=tensor and tensor[:80], expected=expected)
 
@@ -84,8 +96,8 @@ def _header_length(view: memoryview) -> int:
     return size
 
 
-def _parse(header: memoryview) -> dict[str, Any]:
-    if bytes(header[:1]) != b"{":
+def _parse(header: bytes) -> dict[str, Any]:
+    if header[:1] != b"{":
         _refuse("the header does not begin with '{'")
     try:
         text = str(header, "utf-8")

@@ -2,14 +2,21 @@
 
 import ctypes
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .layout import DTYPES, MAX_HEADER, METADATA
 
+Described = tuple[str, torch.dtype, Sequence[int]]
+"""A tensor's name, dtype and shape."""
+
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_FEW = 16  # tensors
 
 
 def encode(
@@ -33,17 +40,12 @@ def encode(
     """
     _check_metadata(metadata or {})
     ready = {name: _ready(name, tensors[name]) for name in _data_order(tensors)}
-    header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
-    position = 0
-    for name, tensor in ready.items():
-        end = position + tensor.nbytes
-        header[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    return [_header_bytes(header), *(_memory(tensor) for tensor in ready.values())]
+    described = tuple((name, tensor.dtype, tensor.shape) for name, tensor in ready.items())
+    if metadata or len(described) > _FEW:
+        header = _header(described, metadata or {})
+    else:
+        header = _usual_header(described)
+    return [memoryview(header), *(_memory(tensor) for tensor in ready.values())]
 
 
 def length(parts: Iterable[memoryview]) -> int:
@@ -70,12 +72,25 @@ def _ready(name: str, tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().resolve_neg()
 
 
-def _header_bytes(header: Mapping[str, Any]) -> memoryview:
+@lru_cache(64)
+def _usual_header(described: Sequence[Described]) -> bytes:
+    """Return the header of a batch: those of a loop have the same one again and again."""
+    return _header(described, {})
+
+
+def _header(described: Sequence[Described], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    position = 0
+    for name, dtype, shape in described:
+        end = position + math.prod(shape) * dtype.itemsize
+        offsets = [position, end]
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
+        position = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
         raise ValueError(f"the header takes {len(text)} bytes, at most {MAX_HEADER} are read")
-    return memoryview(len(text).to_bytes(8, "little") + text)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _memory(tensor: Tensor) -> memoryview:
