@@ -79,6 +79,31 @@ static TARGET void NAME(tiles)(
 #undef SIZES
 #undef SIZE
 
+/* A run of neighbours. Those of few channels are a handful, for which a call or a loop that has to
+ * find out how many there are takes as long as all of them: two moves that overlap do not. */
+static inline __attribute__((always_inline)) TARGET void NAME(copy)(T *to, const T *from, int64_t size)
+{
+#define TWICE(half)                                                                  \
+    {                                                                                \
+        T head[half], tail[half];                                                    \
+        memcpy(head, from, sizeof head);                                             \
+        memcpy(tail, from + size - half, sizeof tail);                               \
+        memcpy(to, head, sizeof head);                                               \
+        memcpy(to + size - half, tail, sizeof tail);                                 \
+    }
+    if (size > 16)
+        memcpy(to, from, sizeof(T) * size);
+    else if (size >= 8)
+        TWICE(8)
+    else if (size >= 4)
+        TWICE(4)
+    else if (size >= 2)
+        TWICE(2)
+    else if (size == 1)
+        *to = *from;
+#undef TWICE
+}
+
 /* Some inputs of some positions of one sample, side by side: [positions, breadth], zero beyond. */
 static TARGET void NAME(pack)(
     const struct squares *work, const T *sample, int64_t from, int64_t to, int64_t left,
@@ -94,8 +119,8 @@ static TARGET void NAME(pack)(
             int64_t stop = start + work->lengths[i];
             int64_t low = start > left ? start : left, high = stop < right ? stop : right;
             const T *source = seen + work->offsets[i] + (low - start);
-            for (int64_t k = 0; k < high - low; k++)
-                panel[written++] = source[k];
+            NAME(copy)(panel + written, source, high - low);
+            written += high - low;
             start = stop;
         }
         while (written < breadth)
