@@ -17,10 +17,13 @@
 /* Positions that are summed up at once: a panel of them stays in the first-level cache. */
 enum { BLOCK = 128 };
 
+/* Bytes from the inputs of one position to the next that may be read where they lie. */
+enum { IN_PLACE = 1024 };
+
 /* See curvserve/engine/native/__init__.py, which fills it in; steps and offsets count numbers. */
 struct squares {
     int64_t samples, length, inputs, outputs, columns, segments, groups, threads;
-    int64_t image_step, sample_step, line_step, scratch_bytes;
+    int64_t image_step, sample_step, line_step, inputs_step, scratch_bytes;
     const int64_t *positions, *offsets, *lengths;
     const void *images;
     const void *const *cotangents;

@@ -18,15 +18,15 @@ typedef T NAME(vector) __attribute__((vector_size(sizeof(T) * LANES), aligned(si
 
 /* What positions of one sample add to a tile. The last of them square it and add it to the total. */
 static inline __attribute__((always_inline)) TARGET void NAME(tile)(
-    const T *a, const T *s, int64_t step, int64_t length, int first, int last, T *sums, T *total,
-    const int height, const int width)
+    const T *a, int64_t a_step, const T *s, int64_t step, int64_t length, int first, int last, T *sums,
+    T *total, const int height, const int width)
 {
     NAME(vector) tile[HEIGHT][WIDTH];
     for (int i = 0; i < height; i++)
         for (int j = 0; j < width; j++)
             tile[i][j] = first ? (NAME(vector)){0}
                                : *(const NAME(vector) *)(sums + (i * width + j) * LANES);
-    for (int64_t t = 0; t < length; t++, a += width * LANES, s += step) {
+    for (int64_t t = 0; t < length; t++, a += a_step, s += step) {
         NAME(vector) line[WIDTH];
         for (int j = 0; j < width; j++)
             line[j] = *(const NAME(vector) *)(a + j * LANES);
@@ -46,7 +46,7 @@ static inline __attribute__((always_inline)) TARGET void NAME(tile)(
 /* With the size of a tile known to the compiler, its sums are registers. */
 #define SIZE(height, width)                                                          \
     case (height) * 4 + (width):                                                     \
-        NAME(tile)(a, s, step, length, first, last, sums, total, height, width);     \
+        NAME(tile)(a, a_step, s, step, length, first, last, sums, total, height, width); \
         break;
 #if HEIGHT == 8
 #define SIZES(width)                                                                 \
@@ -59,8 +59,8 @@ static inline __attribute__((always_inline)) TARGET void NAME(tile)(
 
 /* All tiles of a panel, which is one tile wide, below each other. */
 static TARGET void NAME(tiles)(
-    const T *a, const T *s, int64_t step, int64_t length, int first, int last, T *sums, T *total,
-    int64_t outputs, int width)
+    const T *a, int64_t a_step, const T *s, int64_t step, int64_t length, int first, int last, T *sums,
+    T *total, int64_t outputs, int width)
 {
     for (int64_t o = 0; o < outputs; o += HEIGHT) {
         int height = outputs - o < HEIGHT ? (int)(outputs - o) : HEIGHT;
@@ -141,17 +141,22 @@ static TARGET void NAME(panel)(const struct squares *work, int64_t task, char *s
     T *sums = (T *)scratch, *packed = sums + work->outputs * PANEL;
     T *total = (T *)work->totals + (group * panels * PANEL + left) * work->outputs;
     memset(total, 0, sizeof(T) * work->outputs * breadth);
+    /* whole vectors, and lines that do not push each other out of the cache */
+    int in_place = work->inputs_step && work->inputs % LANES == 0 && work->inputs_step * sizeof(T) <= IN_PLACE;
     int64_t stop = work->samples * (group + 1) / work->groups;
     for (int64_t n = work->samples * group / work->groups; n < stop; n++) {
         for (int64_t column = 0; column < work->columns; column++) {
             for (int64_t from = 0; from < work->length; from += block) {
                 int64_t to = from + block < work->length ? from + block : work->length;
-                if (column == 0 || blocks > 1)
-                    NAME(pack)(work, (const T *)work->images + n * work->image_step, from, to,
-                               left, right, breadth, packed);
+                const T *sample = (const T *)work->images + n * work->image_step, *a = packed;
+                if (in_place)
+                    a = sample + work->positions[from] + left;
+                else if (column == 0 || blocks > 1)
+                    NAME(pack)(work, sample, from, to, left, right, breadth, packed);
                 const T *s = (const T *)work->cotangents[column] + n * work->sample_step;
-                NAME(tiles)(packed, s + from * work->line_step, work->line_step, to - from,
-                            from == 0, to == work->length, sums, total, work->outputs, width);
+                NAME(tiles)(a, in_place ? work->inputs_step : breadth, s + from * work->line_step,
+                            work->line_step, to - from, from == 0, to == work->length, sums, total,
+                            work->outputs, width);
             }
         }
     }

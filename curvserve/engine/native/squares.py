@@ -3,7 +3,7 @@
 import ctypes
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ class _Work(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("samples", "length", "inputs", "outputs")),
         *((name, ctypes.c_int64) for name in ("columns", "segments", "groups", "threads")),
         *((name, ctypes.c_int64) for name in ("image_step", "sample_step", "line_step")),
-        ("scratch_bytes", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("inputs_step", "scratch_bytes")),
         *((name, ctypes.c_void_p) for name in ("positions", "offsets", "lengths", "images")),
         *((name, ctypes.c_void_p) for name in ("cotangents", "totals", "result", "scratch")),
         *((name, ctypes.c_void_p) for name in ("parallel", "thread")),
@@ -65,7 +65,7 @@ def _square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
     first, kernel = columns[0], _kernel()
     _check(seen, columns, axes)
     samples, length, outputs = first.shape
-    laid = _laid(seen.shape[1:], seen.stride()[1:], axes)
+    laid, inputs_step = _laid(seen.shape[1:], seen.stride()[1:], axes)
     inputs = int(seen.shape[1 + axes :].numel())
     result = seen.new_empty(outputs, inputs)
     if not samples * length * outputs * inputs:
@@ -86,7 +86,7 @@ def _square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
     addresses = (ctypes.c_void_p * len(columns))(*(s.data_ptr() for s in columns))
     work = _Work(
         samples, length, inputs, outputs, len(columns), len(laid[1]), groups, threads,
-        seen.stride(0), steps[0], steps[1], scratch * seen.element_size(),
+        seen.stride(0), steps[0], steps[1], inputs_step, scratch * seen.element_size(),
         *map(ctypes.addressof, laid), seen.data_ptr(),
         ctypes.addressof(addresses), totals.data_ptr(), result.data_ptr(), scratches.data_ptr(),
         parallel, thread,
@@ -101,10 +101,11 @@ _Numbers = ctypes.Array[ctypes.c_int64]
 @lru_cache(64)
 def _laid(
     shape: Sequence[int], steps: Sequence[int], axes: int
-) -> tuple[_Numbers, _Numbers, _Numbers]:
+) -> tuple[tuple[_Numbers, _Numbers, _Numbers], int]:
     """How far from the first each position lies, and where a position's inputs do.
 
-    The latter as runs of neighbours: offsets and lengths, in their order.
+    The latter as runs of neighbours: offsets and lengths, in their order. Where there is one run,
+    and positions lie evenly, the distance between two of these too; otherwise 0.
     """
     offsets: list[int] = []
     lengths: list[int] = []
@@ -114,7 +115,10 @@ def _laid(
         else:
             offsets.append(place)
             lengths.append(1)
-    return _numbers(_places(shape[:axes], steps[:axes])), _numbers(offsets), _numbers(lengths)
+    positions = _places(shape[:axes], steps[:axes])
+    distances = {after - before for before, after in pairwise(positions)}
+    step = distances.pop() if len(lengths) == len(distances) == 1 else 0
+    return (_numbers(positions), _numbers(offsets), _numbers(lengths)), step
 
 
 def _places(shape: Sequence[int], steps: Sequence[int]) -> list[int]:
