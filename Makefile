@@ -34,7 +34,7 @@ $(READY): pyproject.toml setup.py client/pyproject.toml $(wildcard curvserve/eng
 # pip compiles what it installs on one core (50 s); here all of them do, beside the type checker, but for the
 # parts of large packages that nothing here imports, and as with pip a file that is no Python of this version
 # is left as it is
-UNUSED := transformers/models/|ray/(rllib|data|serve|tune|train)/|torch/_inductor/|torch/testing/_internal/|site-packages/pip/
+UNUSED := /tests?/|transformers/models/|ray/(rllib|data|serve|tune|train)/|torch/_inductor/|torch/testing/_internal/|site-packages/pip/
 $(COMPILED): $(READY)
 	@$(BIN)/python -m compileall -qq -j 0 -x '$(UNUSED)' $(VENV)/lib || true
 	@touch $@
@@ -52,7 +52,7 @@ check: $(READY)  ## lint and types only
 	$(BIN)/mypy
 
 conformance: $(READY)  ## the engine on torchvision's architectures and on every quantity, layer and loss (minutes)
-	$(BIN)/python -m pytest tests/conformance tests/engine/test_product.py tests/engine/test_parts.py -m "" -v
+	$(BIN)/python -m pytest tests/conformance $(patsubst %,tests/engine/test_%.py,product parts conduct hessian) -m "" -v
 
 fuzz: $(READY)  ## 100,000 mutated bodies at a live server, then its contract at random (BODIES=, SEED=)
 	$(BIN)/python -m tests.fuzz --bodies $(BODIES) --seed $(SEED)

@@ -142,6 +142,7 @@ def test_a_worker_that_hangs_is_given_up(cluster: None, tmp_path: Path) -> None:
     on_workers(test, folder(tmp_path / "data"), choices=choices)
 
 
+@pytest.mark.campaign
 def test_sessions_are_parked_and_woken_and_wait_for_devices(cluster: None, tmp_path: Path) -> None:
     async def test(sessions: Sessions, executor: RayExecutor) -> None:
         first, second = [await sessions.create("single", RULE, name=name) for name in "ab"]
@@ -177,6 +178,7 @@ def test_sessions_are_parked_and_woken_and_wait_for_devices(cluster: None, tmp_p
     on_workers(test, folder(tmp_path / "data", Level.PROCESS), choices=choices)
 
 
+@pytest.mark.campaign
 def test_without_a_data_folder_a_parked_session_is_kept_and_a_lost_one_is_not(
     cluster: None,
 ) -> None:

@@ -35,10 +35,10 @@ def test_a_kill_at_any_place_loses_nothing_and_doubles_nothing(
 
 
 def test_the_level_process_survives_kills_at_random(nursery: Nursery, tmp_path: Path) -> None:
-    check(nursery, tmp_path, "process", at_random("process", 2, 5))
+    check(nursery, tmp_path, "process", at_random("process", 2, 3))
 
 
 def test_the_level_snapshot_loses_at_most_what_it_did_not_call_durable(
     nursery: Nursery, tmp_path: Path
 ) -> None:
-    check(nursery, tmp_path, "snapshot", at_random("snapshot", 3, 5))
+    check(nursery, tmp_path, "snapshot", at_random("snapshot", 3, 3))

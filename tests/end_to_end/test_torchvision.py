@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.server.process import PATIENCE, Server, serving
 
 MODEL = "torchvision:resnet18,size=32,classes=10"
-STEPS, CHECKPOINT_AT, KILLED_AFTER, BATCH_SIZE = 20, 12, 13, 2
+STEPS, CHECKPOINT_AT, KILLED_AFTER, BATCH_SIZE = 12, 7, 8, 2
 
 
 def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -27,7 +27,7 @@ def train(session: RemoteSession, until: int) -> None:
     for images, labels in list(batches())[session.version : until]:
         optimizer.step_on(images, labels)
         if session.version == CHECKPOINT_AT:
-            session.checkpoint("twelfth")
+            session.checkpoint("seventh")
 
 
 def kill(server: Server) -> None:
@@ -36,14 +36,14 @@ def kill(server: Server) -> None:
 
 
 def test_a_killed_training_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
-    kept = ("--model", MODEL, "--data-dir", str(tmp_path), "--snapshot-every", "10")
+    kept = ("--model", MODEL, "--data-dir", str(tmp_path), "--snapshot-every", "5")
     with serving(*kept) as server:
         with Client(server.address) as client:
             undisturbed = client.create_session("resnet18")
             begun = undisturbed.pull()
             train(undisturbed, STEPS)
             expected = undisturbed.pull()
-            half_way, _ = undisturbed.read_checkpoint("twelfth")
+            half_way, _ = undisturbed.read_checkpoint("seventh")
             train(client.session("resnet18"), KILLED_AFTER)
         kill(server)
     with serving(*kept) as server, Client(server.address) as client:
@@ -52,8 +52,8 @@ def test_a_killed_training_ends_where_an_undisturbed_one_does(tmp_path: Path) ->
         assert resumed.info().problems == ()
         train(resumed, STEPS)
         assert resumed.version == STEPS and same(resumed.pull(), expected)
-        assert same(resumed.read_checkpoint("twelfth")[0], half_way)
-        again = client.create_session("resnet18", from_checkpoint="resnet18/twelfth")
+        assert same(resumed.read_checkpoint("seventh")[0], half_way)
+        again = client.create_session("resnet18", from_checkpoint="resnet18/seventh")
         assert again.version == CHECKPOINT_AT
     assert not any(torch.equal(begun[name], tensor) for name, tensor in expected.items())
 

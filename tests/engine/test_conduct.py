@@ -133,9 +133,12 @@ def instance(kind: type[Quantity]) -> Quantity:
     )
 
 
+@pytest.mark.parametrize("passes", [60, pytest.param(300, marks=pytest.mark.campaign)])
 @pytest.mark.parametrize("backward", [True, False], ids=["with backward", "without backward"])
 @pytest.mark.parametrize("kind", EXTENSIONS, ids=lambda kind: kind.__name__)
-def test_300_passes_leave_no_tensor_more(kind: type[Quantity], backward: bool) -> None:
+def test_many_passes_leave_no_tensor_more(
+    kind: type[Quantity], backward: bool, passes: int
+) -> None:
     extension = instance(kind)
     warned = pytest.warns(UserWarning, match="no extended loss ran backward")
     with counting_tensors() as live:
@@ -153,7 +156,7 @@ def test_300_passes_leave_no_tensor_more(kind: type[Quantity], backward: bool) -
 
         step()
         once = live()
-        for _ in range(299):
+        for _ in range(passes - 1):
             step()
         assert live() == once
 

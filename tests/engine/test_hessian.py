@@ -137,7 +137,13 @@ class TestProducts:
 
 
 @pytest.mark.parametrize("matrix", ["hessian", "ggn"])
-@pytest.mark.parametrize("name", ["mlp", "tied_weights", "transformer_encoder", "language_model"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mlp", "tied_weights", "language_model"),
+        pytest.param("transformer_encoder", marks=pytest.mark.campaign),
+    ],
+)
 def test_hutchinsons_estimates_tend_to_diagonal_and_trace(name: str, matrix: str) -> None:
     case = make(name)
     blocks = hessians(case) if matrix == "hessian" else reference.ggn_blocks(
