@@ -2,7 +2,9 @@
 
 On a CPU the high-water mark of resident memory, which Linux counts anew once it is told to; on a
 GPU what torch's allocator held at most. In both, what is there before the pass (net, batch,
-libraries) is taken off, and what it returns is part of it.
+libraries) is taken off, and what it returns is part of it. It is the second pass of its net: what
+is found out in the first, and remembered, is no part of those that follow, here as in the times.
+What was kept of the first pass's results to be used again is given back before.
 """
 
 import ctypes
@@ -18,6 +20,7 @@ from tqdm import tqdm
 from benchmarks.options import Options, Result
 from benchmarks.passes import cases
 from curvserve.bench import CONTESTANTS, Case, about, aligned, number
+from curvserve.engine import results
 
 NAMES = (
     "gradient",
@@ -52,11 +55,13 @@ def _peak(case: Case, quantity: str, name: str, where: str) -> float | None:
     device, kind = torch.device(where), CONTESTANTS[name]
     if kind.refusal(case.task(quantity, device, samples=1)):
         return None
-    try:  # of two samples first: what libraries set up at their first call is not the pass's
-        kind(case.task(quantity, device, samples=2)).run()
+    contestant = kind(case.task(quantity, device))
+    try:
+        contestant.run()
     except NotImplementedError:
         return None
-    contestant = kind(case.task(quantity, device))
+    contestant.drop()
+    results.release()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
