@@ -36,7 +36,7 @@ $(READY): pyproject.toml setup.py client/pyproject.toml $(wildcard curvserve/eng
 # is left as it is
 UNUSED := /tests?/|transformers/models/|ray/(rllib|data|serve|tune|train)/|torch/_inductor/|torch/testing/_internal/|site-packages/pip/
 $(COMPILED): $(READY)
-	@$(BIN)/python -m compileall -qq -j 0 -x '$(UNUSED)' $(VENV)/lib || true
+	@$(BIN)/python -m compileall -qq -j 0 -x '$(UNUSED)' $(VENV)/lib curvserve client tests || true
 	@touch $@
 
 demo: $(READY)  ## serve mnist_cnn, train it over HTTP on handwritten digits, print what happens
@@ -44,7 +44,7 @@ demo: $(READY)  ## serve mnist_cnn, train it over HTTP on handwritten digits, pr
 
 test: $(READY)  ## lint, types and the whole test suite
 	@$(MAKE) --no-print-directory -j2 check $(COMPILED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## lint and types only
 	$(BIN)/ruff check .
