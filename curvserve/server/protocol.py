@@ -95,7 +95,8 @@ class StrictProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request; not in the middle of an answer, which only can break off."""
-        if self.cycle is not None and self.cycle.response_started and not self._is_answered():
+        cycle = self.cycle
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
             self.transport.close()
         else:
             super().send_400_response(msg)
@@ -114,7 +115,8 @@ class StrictProtocol(HttpToolsProtocol):
         """Check a head as a whole, and begin with the request.
 
         Raises:
-            NotHttp: another version; no host, or several; an encoding beside that in chunks.
+            NotHttp: another version; no host, or several; another encoding than one in chunks, or
+                one in HTTP/1.0, which has none.
         """
         self._in_head = False
         version = self.parser.get_http_version()
@@ -123,15 +125,12 @@ class StrictProtocol(HttpToolsProtocol):
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             raise NotHttp(f"{hosts} hosts")
-        for name, value in self.headers:
-            if name == b"transfer-encoding" and value.lower() != b"chunked":
-                raise NotHttp(f"encoded as {value!r}")
+        encodings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if encodings and (encodings != [b"chunked"] or version == "1.0"):
+            raise NotHttp(f"encoded as {encodings} in HTTP/{version}")
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Note the end of a request; what follows it is another's head."""
         self._in_head, self._began, self._head_bytes = True, True, 0
         super().on_message_complete()
-
-    def _is_answered(self) -> bool:
-        return self.cycle.response_complete

@@ -52,6 +52,8 @@ def refused(answer: httpx.Response | None, text: str = REFUSED) -> bool:
         create("transfer-encoding: gzip, chunked", body=b"") + b"0\r\n\r\n",
         create("transfer-encoding: gzip", CHUNKED, body=b"") + b"0\r\n\r\n",
         create("transfer-encoding: identity"),
+        create(CHUNKED, CHUNKED, body=b"") + b"0\r\n\r\n",
+        create(CHUNKED, body=b"").replace(b"HTTP/1.1", b"HTTP/1.0") + b"0\r\n\r\n",
         create(CHUNKED, "content-length: 0", body=b"") + b"0\r\n\r\n",
         b"GET /livez HTTP/1.1\nhost: a\n\n",
         b"GET /livez HTTP/1.1\r\nhost : a\r\n\r\n",
