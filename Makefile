@@ -44,7 +44,7 @@ demo: $(READY)  ## serve mnist_cnn, train it over HTTP on handwritten digits, pr
 
 test: $(READY)  ## lint, types and the whole test suite
 	@$(MAKE) --no-print-directory -j2 check $(COMPILED)
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## lint and types only
 	$(BIN)/ruff check .
