@@ -6,8 +6,13 @@ Node.js, is fast; of what RFC 9112 has a server refuse it leaves some to its use
 """
 
 import asyncio
+from contextlib import suppress
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+REFUSED = "Invalid HTTP request received."
+"""What is told of a request that is none, by uvicorn's other protocols too."""
 
 HEAD_BYTES = 64 * 1024
 """What a head may have, beside what came in one piece with its beginning."""
@@ -81,17 +86,48 @@ class StrictProtocol(HttpToolsProtocol):
     _in_head = True
     _head_bytes = 0
     _began = False  # with the bytes that are being parsed
+    _declined = False  # a change of protocol, for the request whose head was read last
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived, and bound what is kept of a head that does not end."""
         if self.transport.is_closing():
             return  # it was refused, and whatever followed it is no request
         self._began = False
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.logger.warning(REFUSED)
+            self.send_400_response(REFUSED)
         if self._in_head and not self._began:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES:
                 self.send_400_response(f"The head has more than {HEAD_BYTES} bytes.")
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # the parser takes all that follows for another protocol, a body too; read again by one
+            # that was not asked for any (RFC 9110, section 7.8: a server may go on with its own)
+            head, (end,) = self._head(), upgrade.args
+            self._declined = False
+            self.parser = httptools.HttpRequestParser(self)
+            with suppress(AttributeError):  # httptools before 0.6.3
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self._feed(head + data[end:])
+
+    def _head(self) -> bytes:
+        """The head that was read last, without its wish for another protocol."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                tokens = [token.strip() for token in value.lower().split(b",")]
+                value = b", ".join(token for token in tokens if token != b"upgrade")
+            if name != b"upgrade":
+                lines.append(b"%b: %b" % (name, value))
+        return b"\r\n".join([*lines, b"", b""])
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request; not in the middle of an answer, which only can break off."""
@@ -115,9 +151,14 @@ class StrictProtocol(HttpToolsProtocol):
         """Check a head as a whole, and begin with the request.
 
         Raises:
-            NotHttp: another version; no host, or several; another encoding than one in chunks, or
-                one in HTTP/1.0, which has none.
+            NotHttp: a wish for a tunnel; another version; no host, or several; another encoding
+                than one in chunks, or one in HTTP/1.0, which has none.
         """
+        if self.parser.get_method() == b"CONNECT":
+            raise NotHttp("no proxy")
+        self._declined = self.parser.should_upgrade()
+        if self._declined:
+            return
         self._in_head = False
         version = self.parser.get_http_version()
         if version not in _VERSIONS:
@@ -132,5 +173,7 @@ class StrictProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Note the end of a request; what follows it is another's head."""
+        if self._declined:
+            return
         self._in_head, self._began, self._head_bytes = True, True, 0
         super().on_message_complete()

@@ -8,12 +8,11 @@ from socket import socket
 import httpx
 import pytest
 
-from curvserve.server.protocol import HEAD_BYTES
+from curvserve.server.protocol import HEAD_BYTES, REFUSED
 from tests.server import tiny
 from tests.server.process import serving
 from tests.server.raw import connect, read_answer, request
 
-REFUSED = "Invalid HTTP request received."
 CHUNKED = "transfer-encoding: chunked"
 LIVEZ = request("GET", "/livez")
 
@@ -58,6 +57,7 @@ def refused(answer: httpx.Response | None, text: str = REFUSED) -> bool:
         b"GET /livez HTTP/1.1\nhost: a\n\n",
         b"GET /livez HTTP/1.1\r\nhost : a\r\n\r\n",
         b"\0\0\0\0\r\n\r\n",
+        b"CONNECT example.org:443 HTTP/1.1\r\nhost: example.org:443\r\n\r\n",
     ],
 )
 def test_what_a_server_has_to_refuse_is_refused(connection: socket, sent: bytes) -> None:
@@ -145,3 +145,35 @@ def test_a_connection_goes_on_after_an_answer(connection: socket, ask: Callable[
         connection.sendall(ask())
         answer = read_answer(connection)
         assert answer is not None and "connection" not in answer.headers
+
+
+H2C = (
+    "connection: keep-alive, Upgrade, HTTP2-Settings",
+    "upgrade: h2c",
+    "http2-settings: AAMAAABk",
+)
+WEBSOCKET = ("connection: Upgrade", "upgrade: websocket", "sec-websocket-version: 13")
+NAMED = b'{"model": "tiny", "name": "upgraded"}'
+
+
+@pytest.mark.parametrize("wish", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
+@pytest.mark.parametrize("pieces", [1, 2, 7])
+@pytest.mark.parametrize("in_chunks", [False, True])
+def test_a_wish_for_another_protocol_is_not_heard_and_the_body_is(
+    connection: socket, address: str, wish: tuple[str, ...], pieces: int, in_chunks: bool
+) -> None:
+    """Java's client has one in each first request that it sends, and curl with --http2."""
+    if in_chunks:
+        sent = create(*wish, CHUNKED, body=b"") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(NAMED), NAMED)
+    else:
+        sent = create(*wish, body=NAMED)
+    size = -(-len(sent) // pieces)
+    for start in range(0, len(sent), size):
+        connection.sendall(sent[start : start + size])
+    answer = read_answer(connection)
+    assert answer is not None and answer.status_code == 201, answer and answer.text
+    assert httpx.delete(f"{address}/v1/sessions/upgraded").status_code == 204
+    for ask in (request("GET", "/livez", *wish), LIVEZ):
+        connection.sendall(ask)
+        answer = read_answer(connection)
+        assert answer is not None and answer.status_code == 200
