@@ -35,7 +35,7 @@ model.zero_grad()
 with backpack(BatchL2Grad()):
     loss(model(images), labels).backward()
 
-squared = torch.stack([p.batch_l2 for p in model.parameters()]).sum(0)  # type: ignore[attr-defined]
+squared = torch.stack([p.batch_l2 for p in model.parameters()]).sum(0)  # type: ignore[attr-defined]  # an extension puts it there
 norms = squared.sqrt() * len(labels)  # of the samples' own gradients, not of their shares
 largest = norms.topk(20)
 for norm, index in zip(largest.values.tolist(), largest.indices.tolist(), strict=True):

@@ -8,7 +8,7 @@ random, so the loss is about ln 10 = 2.3.
 
 import torch
 from torch import nn
-from torchvision.models import resnet18  # type: ignore[import-untyped]
+from torchvision.models import resnet18  # type: ignore[import-untyped]  # torchvision has no types
 
 from curvserve.engine import backpack, extend
 from curvserve.engine.extensions import DiagGGNMC

@@ -55,6 +55,6 @@ for step in range(100):
     with torch.no_grad():
         for p in model.parameters():
             assert p.grad is not None
-            p -= LEARNING_RATE * p.grad / (p.diag_ggn_mc + DAMPING)  # type: ignore[attr-defined, misc]
+            p -= LEARNING_RATE * p.grad / (p.diag_ggn_mc + DAMPING)  # type: ignore[attr-defined, misc]  # an extension puts it there
     if step % 20 == 0 or step == 99:
         print(f"step {step:3d}: loss {value.item():.3f}")

@@ -4,18 +4,32 @@ The fused kernel keeps no weights and computes them again in each pass backward,
 are two. It is the better one where they would not stay in the cache.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["ShortAttention"]
+__all__ = ["ShortAttention", "attending"]
 
 _LONGEST = 64
 """How long a sequence may be: see docs/decisions/0037."""
+
+
+def attending(model: nn.Module, inputs: Tensor) -> AbstractContextManager[Any]:
+    """A block in which a model runs forward and attends in the way that is faster.
+
+    Without a pass backward torch's kernel is, and what torch compiled decides for itself.
+
+    Args:
+        model: The model.
+        inputs: Its input.
+    """
+    plain = inputs.device.type == "cpu" and not _is_compiled(model)
+    return ShortAttention() if torch.is_grad_enabled() and plain else nullcontext()
 
 
 class ShortAttention(TorchFunctionMode):
@@ -57,6 +71,11 @@ def _attention(
         later = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(later, -torch.inf)
     return torch.bmm(scores.softmax(-1), v).view(*query.shape[:-1], value.shape[-1])
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether torch compiled a model, or a module in it, which it holds by this name."""
+    return any("_orig_mod" in vars(module)["_modules"] for module in model.modules())
 
 
 def _is_short(query: Tensor, key: Tensor, value: Tensor) -> bool:

@@ -1,12 +1,11 @@
 """Images with their channels last: what a CPU convolves and pools fastest."""
 
-from contextlib import nullcontext
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from curvserve.engine.attention import ShortAttention
+from curvserve.engine.attention import attending
 
 __all__ = ["channels_last", "run"]
 
@@ -34,6 +33,7 @@ def run(model: nn.Module, inputs: Tensor) -> Tensor:
     Pooling a map with the channels first is scalar code in PyTorch, and convolutions reorder it.
     The numbers are the same up to the rounding of other kernels. A model that cannot be run so (it
     asks for a ``view`` that only exists with the channels first) is run as it is from then on.
+    How it attends is chosen likewise, see :func:`.attention.attending`.
 
     Args:
         model: The model.
@@ -64,15 +64,9 @@ def _tried(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _output(model: nn.Module, inputs: Tensor) -> Tensor:
-    # what torch compiled decides for itself, and without a pass backward its own kernel is faster
-    own = torch.is_grad_enabled() and inputs.device.type == "cpu" and not _is_compiled(model)
-    with ShortAttention() if own else nullcontext():
+    with attending(model, inputs):
         outputs: Tensor = model(inputs)
     return outputs
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    return any("_orig_mod" in vars(module).get("_modules", ()) for module in model.modules())
 
 
 def _is_image(inputs: Tensor) -> bool:

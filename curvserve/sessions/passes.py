@@ -43,9 +43,10 @@ def _preconditioned_step(
     lr: float,
     damping: float,
 ) -> list[Tensor]:
-    g, h = _as_laid(gradients, parameters), _as_laid(curvatures, parameters)
-    if native.fit(parameters, g, h):
-        return native.divided(parameters, g, h, factor=-lr, shift=damping)
+    if parameters and native.admits(parameters[0]):
+        g, h = _as_laid(gradients, parameters), _as_laid(curvatures, parameters)
+        if native.fit(parameters, g, h):
+            return native.divided(parameters, g, h, factor=-lr, shift=damping)
     return plain_step(parameters, gradients, curvatures, lr, damping)
 
 

@@ -69,7 +69,7 @@ def test_the_environment_comes_before_the_file_and_a_flag_before_both(tmp_path: 
 
 def options() -> dict[str, Any]:
     """Every option of `serve` and its default, as the command line has them."""
-    command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]  # it is a group
     defaults = {parameter.name: parameter.default for parameter in command.params}
     return {name: value for name, value in defaults.items() if name not in ("config", "help")}
 

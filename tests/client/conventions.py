@@ -171,7 +171,7 @@ def state_dict_saved_and_loaded_half_way(way: Way) -> Weights:
     for batch in batches()[:HALF]:
         way.step(optimizer, batch)
     file = io.BytesIO()
-    torch.save(optimizer.state_dict(), file)  # noqa: TID251
+    torch.save(optimizer.state_dict(), file)  # noqa: TID251  # as trainers do
     file.seek(0)
     optimizer = way.optimizer()
     optimizer.load_state_dict(torch.load(file, weights_only=True))  # noqa: TID251 # runs no code
@@ -185,7 +185,7 @@ def a_pickled_optimizer_goes_on(way: Way) -> Weights:
     optimizer = way.optimizer(lr=0.02, momentum=0.9)
     for batch in batches()[:HALF]:
         way.step(optimizer, batch)
-    return goes_on(way, optimizer, lambda one: pickle.loads(pickle.dumps(one)), batches()[HALF:])  # noqa: S301
+    return goes_on(way, optimizer, lambda one: pickle.loads(pickle.dumps(one)), batches()[HALF:])  # noqa: S301  # as trainers do
 
 
 @convention()

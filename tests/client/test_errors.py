@@ -69,7 +69,7 @@ def full(problem: type[ProblemError]) -> ProblemError:
 
 
 def pickled(error: CurvserveError) -> Any:
-    return pickle.loads(pickle.dumps(error))  # noqa: S301
+    return pickle.loads(pickle.dumps(error))  # noqa: S301  # its own bytes
 
 
 def test_the_table_is_the_contracts() -> None:

@@ -58,7 +58,7 @@ class Line(httpx.BaseTransport):
 def connected(url: str, name: str, **options: str) -> Iterator[tuple[RemoteSession, Line]]:
     line = Line(httpx.HTTPTransport())
     with httpx.Client(transport=line) as http:
-        yield connect(url, session=name, http=http, timeout=20.0, **options), line  # type: ignore[arg-type]
+        yield connect(url, session=name, http=http, timeout=20.0, **options), line  # type: ignore[arg-type]  # as they came
 
 
 def interrupted() -> None:

@@ -34,7 +34,7 @@ def filled(*shape: int, seed: int = 0) -> nn.Parameter:
     """A parameter with a gradient and a curvature on it."""
     draws = torch.randn(3, *shape, generator=torch.Generator().manual_seed(seed))
     parameter = nn.Parameter(draws[0])
-    parameter.grad, parameter.diag_ggn_mc = draws[1], draws[2].square()  # type: ignore[attr-defined]
+    parameter.grad, parameter.diag_ggn_mc = draws[1], draws[2].square()  # type: ignore[attr-defined]  # an extension puts it there
     return parameter
 
 
@@ -53,7 +53,7 @@ def test_a_handle_is_a_parameter_that_knows_its_home() -> None:
 def test_a_step_here_is_the_rule_on_each_parameter() -> None:
     parameters = [filled(3, 4), filled(5, seed=1)]
     expected = [
-        torch.addcdiv(p.detach(), p.grad, p.diag_ggn_mc + 2.0, value=-0.1)  # type: ignore[attr-defined,arg-type]
+        torch.addcdiv(p.detach(), p.grad, p.diag_ggn_mc + 2.0, value=-0.1)  # type: ignore[attr-defined,arg-type]  # an extension puts it there
         for p in parameters
     ]
     RemoteDiagGGNOptimizer(parameters, lr=0.1, damping=2.0).step()
@@ -114,7 +114,7 @@ def test_a_closure_runs_first_and_its_loss_is_returned() -> None:
         return 1.25
 
     before = parameter.detach().clone()
-    curvature = parameter.diag_ggn_mc  # type: ignore[attr-defined]
+    curvature = parameter.diag_ggn_mc  # type: ignore[attr-defined]  # an extension puts it there
     loss = RemoteDiagGGNOptimizer([parameter], lr=1.0).step(closure)
     assert loss == 1.25
     assert torch.equal(parameter, torch.addcdiv(before, gradient, curvature + 1.0, value=-1.0))
@@ -229,7 +229,7 @@ def test_a_step_here_takes_every_option_and_remembers() -> None:
     optimizer = RemoteDiagGGNOptimizer([parameter], 0.1, 2.0, momentum=0.9, beta2=0.9, l2=0.01)
     state, tensors = RuleState(), {"p": twin.detach()}
     for _ in range(3):
-        given = {"grad": {"p": twin.grad}, "diag_ggn_mc": {"p": twin.diag_ggn_mc}}  # type: ignore[attr-defined]
+        given = {"grad": {"p": twin.grad}, "diag_ggn_mc": {"p": twin.diag_ggn_mc}}  # type: ignore[attr-defined]  # an extension puts it there
         update = rule.update(tensors, given, state, loss=0.0, loss_at=lambda _: 0.0)
         tensors, state = update.parameters, update.state
         optimizer.step()

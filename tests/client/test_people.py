@@ -51,7 +51,7 @@ def test_each_step_is_told_to_every_writer(session: RemoteSession, batches: Batc
 
 def test_what_keeps_no_numbers_is_refused(session: RemoteSession) -> None:
     with pytest.raises(TypeError, match="a list has neither add_scalar nor log"):
-        session.log_to([])  # type: ignore[arg-type]
+        session.log_to([])  # type: ignore[arg-type]  # that it is refused is the claim
 
 
 def test_a_notebook_shows_sessions_and_results(client: Client, batches: Batches) -> None:

@@ -54,7 +54,7 @@ def one_after_another(answers: Iterable[bytes]) -> Callable[[Peer], None]:
 
 
 def attempt(**members: float) -> Attempt:
-    return Attempt(**{"number": 1, "repeatable": True, "acquainted": True, "left": 60.0} | members)  # type: ignore[arg-type]
+    return Attempt(**{"number": 1, "repeatable": True, "acquainted": True, "left": 60.0} | members)  # type: ignore[arg-type]  # members of any type
 
 
 ALWAYS = [error for error, again in RETRIED.items() if again is Again.ALWAYS]

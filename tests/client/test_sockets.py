@@ -86,7 +86,7 @@ def test_a_body_is_read_into_the_memory_that_was_given(client: httpx.Client) -> 
         client.stream("GET", server.url, extensions={BUFFERS: take}) as response,
     ):
         for piece in response.iter_raw():
-            assert piece.obj is memory  # type: ignore[attr-defined]
+            assert piece.obj is memory  # type: ignore[attr-defined]  # it is a memoryview
     assert bytes(memory) == body
 
 

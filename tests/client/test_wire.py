@@ -103,7 +103,7 @@ def test_what_cannot_travel_is_refused_with_its_name() -> None:
     with pytest.raises(ValueError, match="__metadata__"):
         wire.encode({"__metadata__": torch.zeros(1)})
     with pytest.raises(TypeError, match="'version' is 3"):
-        wire.encode({}, {"version": 3})  # type: ignore[dict-item]
+        wire.encode({}, {"version": 3})  # type: ignore[dict-item]  # that it is refused is the claim
     with pytest.raises(ValueError, match="header takes"):
         wire.encode({}, {"note": "x" * wire.MAX_HEADER})
 

@@ -56,7 +56,7 @@ def local() -> Parameters:
         found = evaluate(net, nn.CrossEntropyLoss(), images, labels, seed=seed)
         for name, parameter in net.named_parameters():
             parameter.grad = found.quantities["grad"][name]
-            parameter.diag_ggn_mc = found.quantities["diag_ggn_mc"][name]  # type: ignore[attr-defined]
+            parameter.diag_ggn_mc = found.quantities["diag_ggn_mc"][name]  # type: ignore[attr-defined]  # an extension puts it there
         optimizer.step()
     return parameters_of(net)
 

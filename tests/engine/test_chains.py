@@ -153,7 +153,7 @@ def test_products_by_dense_matrices_of_each_sample(modify: str) -> None:
             if isinstance(module, nn.Linear):
                 expected[index] += matrix
             jacobian = torch.autograd.functional.jacobian(module, value)
-            own = torch.autograd.functional.hessian(lambda v: (g * module(v)).sum(), value)  # noqa: B023
+            own = torch.autograd.functional.hessian(lambda v: (g * module(v)).sum(), value)  # noqa: B023  # called before the next
             diagonal = own.diagonal().clamp(min=0) if modify == "clip" else own.diagonal().abs()
             matrix, g = jacobian.T @ matrix @ jacobian + diagonal.diag(), jacobian.T @ g
     for index, layer in linears(model):

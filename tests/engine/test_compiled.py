@@ -220,7 +220,7 @@ def test_a_program_that_fits_one_batch_only_is_given_up() -> None:
         kept = positive(x)
         return (kept + torch.zeros(kept.shape)).sum()
 
-    model = Fickle(choose)  # type: ignore[arg-type]
+    model = Fickle(choose)  # type: ignore[arg-type]  # it is called in place of a number
     evaluator = Evaluator(model, nn.CrossEntropyLoss(), eager_calls=1)
     for number in range(4):
         x, y = torch.ones(8, 4), torch.arange(8) % 3

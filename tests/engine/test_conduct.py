@@ -314,7 +314,7 @@ def test_evaluate_leaves_the_model_as_it_was() -> None:
 
 def test_parameters_that_the_loss_does_not_reach_get_zeros() -> None:
     model = nn.ModuleDict({"used": nn.Linear(3, 2), "idle": nn.Linear(5, 5)})
-    model.forward = lambda x: model["used"](x)  # type: ignore[method-assign]
+    model.forward = lambda x: model["used"](x)  # type: ignore[method-assign]  # a forward of its own is the case
     x, y = torch.randn(4, 3), classes(4, 2)
     found = evaluate(model, nn.CrossEntropyLoss(), x, y, ["grad", "grad_batch", "diag_ggn_exact"])
     assert torch.equal(found.quantities["grad"]["idle.weight"], torch.zeros(5, 5))

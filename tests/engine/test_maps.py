@@ -34,7 +34,7 @@ def ways(case: Case) -> str:
     """By what the parameters are accounted for."""
     lines: list[str] = []
     handler, logger = logging.Handler(), logging.getLogger("curvserve.engine")
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]  # handlers are made to be replaced
     level = logger.level
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)

@@ -2,10 +2,8 @@
 
 import importlib
 import os
-import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,11 @@ from torch import Tensor, nn
 
 from curvserve.engine import evaluate, native
 from curvserve.engine.native import library
+from tests.engine.compiled_kernels import NAMES, needs_compiler
 from tests.engine.zoo import make
 from tests.server.process import ROOT
 
-NAMES = ["DEFAULT", "AVX2", "AVX512"]  # those that this one lacks are replaced by less
-
-COMPILER = str(sysconfig.get_config_var("CC")).split()[0]
-
-# with a compiler, a kernel that was not built is a fault
-pytestmark = pytest.mark.skipif(
-    shutil.which(COMPILER) is None, reason="there is no C compiler to build the kernel with"
-)
+pytestmark = needs_compiler
 
 
 def test_where_there_is_a_compiler_there_is_the_kernel() -> None:

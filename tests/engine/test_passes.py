@@ -1,7 +1,5 @@
 """The passes over all parameters, with every set of instructions that this machine has."""
 
-import shutil
-import sysconfig
 from typing import Any
 
 import pytest
@@ -11,14 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from curvserve.engine.native import library, passes
+from tests.engine.compiled_kernels import NAMES, needs_compiler
 
-NAMES = ["DEFAULT", "AVX2", "AVX512"]  # those that this one lacks are replaced by less
-
-COMPILER = str(sysconfig.get_config_var("CC")).split()[0]
-
-pytestmark = pytest.mark.skipif(
-    shutil.which(COMPILER) is None, reason="there is no C compiler to build the kernels with"
-)
+pytestmark = needs_compiler
 
 TYPES = st.sampled_from([torch.float32, torch.float64])
 SIZES = st.lists(

@@ -26,12 +26,12 @@ def fields(model: nn.Module) -> set[str]:
 
 def test_a_class_where_an_instance_is_due() -> None:
     with pytest.raises(ValueError, match=r"instantiate it, as in backpack\(DiagGGNMC\(\)\)"):
-        backpack(DiagGGNMC)  # type: ignore[arg-type]
+        backpack(DiagGGNMC)  # type: ignore[arg-type]  # that it is refused is the claim
 
 
 def test_something_that_is_no_extension() -> None:
     with pytest.raises(ValueError, match="is not an extension"):
-        backpack("diag_ggn_mc")  # type: ignore[arg-type]
+        backpack("diag_ggn_mc")  # type: ignore[arg-type]  # that it is refused is the claim
 
 
 def test_two_extensions_for_one_attribute() -> None:
@@ -42,7 +42,7 @@ def test_two_extensions_for_one_attribute() -> None:
 @pytest.mark.parametrize("count", [0, -1, 1.5, True])
 def test_a_number_of_draws_that_is_none(count: object) -> None:
     with pytest.raises(ValueError, match="mc_samples must be a positive integer"):
-        DiagGGNMC(count)  # type: ignore[arg-type]
+        DiagGGNMC(count)  # type: ignore[arg-type]  # that it is refused is the claim
 
 
 @pytest.mark.parametrize("samples", [[], [1, 1], [-1], [0.5], 3])
@@ -63,7 +63,7 @@ def test_a_subsampling_beyond_the_batch() -> None:
 
 def test_extend_takes_modules_only() -> None:
     with pytest.raises(TypeError, match="takes a torch.nn.Module, got function"):
-        extend(lambda x: x)  # type: ignore[type-var]
+        extend(lambda x: x)  # type: ignore[type-var]  # that it is refused is the claim
 
 
 def test_a_loss_without_a_rule() -> None:

@@ -37,8 +37,8 @@ def model_of(way: Way) -> nn.Module:
 
 def loader() -> DataLoader[Any]:
     """The batches, as a trainer wants them."""
-    samples = [(x, y) for inputs, targets in batches() for x, y in zip(inputs, targets)]  # noqa: B905
-    return DataLoader(samples, batch_size=len(batches()[0][1]))  # type: ignore[arg-type]
+    samples = [(x, y) for inputs, targets in batches() for x, y in zip(inputs, targets)]  # noqa: B905  # of equal length
+    return DataLoader(samples, batch_size=len(batches()[0][1]))  # type: ignore[arg-type]  # a list is a data set
 
 
 def scheduled(optimizer: Optimizer) -> StepLR:

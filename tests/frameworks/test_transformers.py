@@ -31,7 +31,7 @@ def trainer(way: Way, folder: Path, **options: Any) -> Any:
 
         def get_train_dataloader(self) -> DataLoader[Any]:
             named = [{"inputs": inputs, "targets": targets} for inputs, targets in batches()]
-            return DataLoader(named, batch_size=None)  # type: ignore[arg-type]
+            return DataLoader(named, batch_size=None)  # type: ignore[arg-type]  # batches are ready made
 
     quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
     quiet |= {"num_train_epochs": 1, "max_grad_norm": 0.0}

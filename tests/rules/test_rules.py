@@ -45,7 +45,7 @@ def test_an_override_leaves_the_rule_as_it_is() -> None:
 
 def test_a_rule_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        DiagGGN().lr = 1.0  # type: ignore[misc]
+        DiagGGN().lr = 1.0  # type: ignore[misc]  # that it is frozen is the claim
 
 
 def test_an_unknown_rule_names_what_there_is() -> None:

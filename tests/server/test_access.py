@@ -89,7 +89,7 @@ def test_a_closed_route_answers_401_without_a_key(caller: httpx.Client, route: s
 def test_a_closed_route_answers_401_with_a_wrong_key(
     caller: httpx.Client, route: str, wrong: str
 ) -> None:
-    answer = call(caller, route, wrong.encode("latin-1"))  # type: ignore[arg-type]
+    answer = call(caller, route, wrong.encode("latin-1"))  # type: ignore[arg-type]  # bytes are no str, and httpx takes them
     assert answer.status_code == 401
     assert 'error="invalid_token"' in answer.headers["www-authenticate"]
 

@@ -48,15 +48,15 @@ def test_a_watcher_is_told_how_things_are(session: SessionApi) -> None:
     session.send("step", body(digits()))
     session.send("step", b"nonsense")  # refused: not among the latencies
     found = status(session.http)
-    (own,) = [each for each in found["sessions"] if each["name"] == session.name]  # type: ignore[attr-defined]
+    (own,) = [each for each in found["sessions"] if each["name"] == session.name]  # type: ignore[attr-defined]  # of JSON
     assert (own["model"], own["version"], own["durable_version"]) == ("mnist_cnn", 1, None)
     assert (own["steps"], own["depth"]) == (1, 0)
     assert set(own["latency"]) == {"decode", "queue", "compute", "journal", "encode", "total"}
     for phase in own["latency"].values():
         assert 0 < phase["p50"] <= phase["p95"] <= phase["p99"] <= own["latency"]["total"]["p99"]
-    (client,) = found["clients"]  # type: ignore[misc]
+    (client,) = found["clients"]  # type: ignore[misc]  # of JSON
     assert client["name"] == "127.0.0.1" and client["requests"] >= 3
-    assert found["started"] < client["last"] <= found["time"]  # type: ignore[operator]
+    assert found["started"] < client["last"] <= found["time"]  # type: ignore[operator]  # of JSON
 
 
 def test_the_history_tells_what_failed(session: SessionApi) -> None:

@@ -17,7 +17,7 @@ from curvserve.engine.native import library
 
 __all__ = ["are_finite", "distance", "divided", "fit"]
 
-_DISTANCE, _IMPROPER, _DIVIDED = range(3)
+_DISTANCE, _IMPROPER, _DIVIDED = range(3)  # as passes.c has them in its table
 
 _FOR_A_THREAD = 1 << 16
 """Numbers for which it is worth to wake a thread."""
@@ -70,7 +70,7 @@ def fit(*lists: Sequence[Tensor]) -> bool:
 
 def are_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether all numbers of tensors that :func:`fit` are finite."""
-    return _gone(_IMPROPER, tensors) == 0
+    return _run(_IMPROPER, tensors) == 0
 
 
 def distance(x: Sequence[Tensor], y: Sequence[Tensor]) -> float:
@@ -78,7 +78,7 @@ def distance(x: Sequence[Tensor], y: Sequence[Tensor]) -> float:
 
     Not finite where a difference is not.
     """
-    return math.sqrt(_gone(_DISTANCE, x, y))
+    return math.sqrt(_run(_DISTANCE, x, y))
 
 
 def divided(
@@ -89,11 +89,11 @@ def divided(
     It has the bits of ``torch.addcdiv(p, g, h + shift, value=factor)``.
     """
     results = [torch.empty_like(each) for each in p]
-    _gone(_DIVIDED, p, g, h, results, factor=factor, shift=shift)
+    _run(_DIVIDED, p, g, h, results, factor=factor, shift=shift)
     return results
 
 
-def _gone(which: int, *lists: Sequence[Tensor], factor: float = 0.0, shift: float = 0.0) -> float:
+def _run(which: int, *lists: Sequence[Tensor], factor: float = 0.0, shift: float = 0.0) -> float:
     passes, chunks_of = _kernel()
     first = lists[0]
     sizes = [tensor.numel() for tensor in first]

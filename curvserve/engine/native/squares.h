@@ -142,7 +142,8 @@ static TARGET void NAME(panel)(const struct squares *work, int64_t task, char *s
     T *total = (T *)work->totals + (group * panels * PANEL + left) * work->outputs;
     memset(total, 0, sizeof(T) * work->outputs * breadth);
     /* whole vectors, and lines that do not push each other out of the cache */
-    int in_place = work->inputs_step && work->inputs % LANES == 0 && work->inputs_step * sizeof(T) <= IN_PLACE;
+    int in_place = work->inputs_step && work->inputs % LANES == 0 &&
+                   work->inputs_step * (int64_t)sizeof(T) <= IN_PLACE;
     int64_t stop = work->samples * (group + 1) / work->groups;
     for (int64_t n = work->samples * group / work->groups; n < stop; n++) {
         for (int64_t column = 0; column < work->columns; column++) {
