@@ -7,10 +7,10 @@ a seed that the client knows.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import backpack
 import torch
@@ -19,7 +19,6 @@ from curvserve_client import Client, RemoteDiagGGNOptimizer
 from curvserve_client.rules import DiagGGN
 from curvserve_client.types import draw_seed
 from torch import Tensor, nn
-from torch.distributions import Categorical
 
 from benchmarks.options import Options, Result
 from benchmarks.served import exact
@@ -29,8 +28,10 @@ from curvserve.bench import (
     aligned,
     default_dtype,
     distance,
+    drawing,
     measure,
     number,
+    reproducible,
 )
 from curvserve.data import load_digits
 from curvserve.engine import channels_last
@@ -178,7 +179,8 @@ class InProcess(Way):
 
     def run(self) -> None:
         """Take one step."""
-        self.state, _ = steps.step(self.replica, self.state, self.batch, self.state.rule)
+        with reproducible():  # as its server is
+            self.state, _ = steps.step(self.replica, self.state, self.batch, self.state.rule)
 
     def parameters(self) -> Mapping[str, Tensor]:
         """Return those of the state."""
@@ -270,26 +272,6 @@ class Mirrored(Fused):
 
 
 WAYS: tuple[type[Way], ...] = (Plain, Tuned, InProcess, Fused, Bytes, Halves, Mirrored)
-
-
-@contextmanager
-def drawing(seed: int) -> Iterator[None]:
-    """Have torch's Categorical draw the classes that a seed stands for, by inversion."""
-    before: Callable[..., Tensor] = Categorical.sample
-
-    def sample(self: Any, shape: Any = ()) -> Tensor:
-        sums = self.probs.double().cumsum(-1)
-        generator = torch.Generator().manual_seed(seed)
-        levels = torch.rand((*shape, len(sums)), generator=generator, dtype=torch.float64)
-        marks = levels.to(sums.device) * sums[:, -1]
-        found = torch.searchsorted(sums, marks.T.contiguous(), right=True).T
-        return found.clamp(max=sums.shape[1] - 1)
-
-    Categorical.sample = sample  # type: ignore[method-assign]  # BackPACK calls it
-    try:
-        yield
-    finally:
-        Categorical.sample = before  # type: ignore[method-assign]  # as it was
 
 
 def check_steps(

@@ -8,10 +8,11 @@ them.
 from .case import QUANTITIES, Case, Task, case_of
 from .checks import Checked, WrongNumbers, check, default_dtype, distance
 from .contestants import CONTESTANTS, Contestant
+from .draws import drawing
 from .report import about, aligned, number, say, table
 from .rows import Row, compare, timed
 from .tables import INSTALL, lines, missing, run, to_json
-from .timing import Timed, measure
+from .timing import Timed, measure, reproducible
 
 __all__ = [
     "CONTESTANTS",
@@ -31,10 +32,12 @@ __all__ = [
     "compare",
     "default_dtype",
     "distance",
+    "drawing",
     "lines",
     "measure",
     "missing",
     "number",
+    "reproducible",
     "run",
     "say",
     "table",

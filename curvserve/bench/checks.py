@@ -9,6 +9,7 @@ import torch
 from ..engine.errors import EngineError
 from .case import SEED, Case
 from .contestants import REFERENCES, Contestant, Found, Value
+from .draws import drawing
 
 TOLERANCE = 1e-10
 SAMPLES = 8
@@ -69,7 +70,11 @@ def check(
         off[name] = None
         if reference is not None:
             what = f"{name}: {quantity} of {case.name}, against {reference}"
-            off[name] = distance(found[name], found[reference], what)
+            wanted = found[reference]
+            if everybody[name].seeded:
+                with drawing(SEED):
+                    wanted = _computed(everybody[reference], case, quantity, device)
+            off[name] = distance(found[name], wanted, what)
     return Checked(off, {name: refused[name] for name in kinds if refused[name]})
 
 

@@ -13,13 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
+from curvserve.engine.cuda_graphs import Captured, CudaGraphs, Recorder, obstacle
 from curvserve.engine.draws import GivenDraws, GlobalDraws, Numbers, SeededDraws
 from curvserve.engine.evaluate import Evaluation, Part, evaluate_with, resolve
 from curvserve.engine.losses import Draws
 from curvserve.engine.programs import ALL, Operations, Sharing, Straight, Way, written_down
 from curvserve.engine.quantities import Quantity
+from curvserve.engine.rewriting import shortened
 from curvserve.engine.share import Split
 
 __all__ = ["Evaluator"]
@@ -28,6 +31,9 @@ _EAGER_CALLS = 8
 """Of a shape, before a program is made: that takes about as long as a hundred small passes."""
 
 _SHAPES_KEPT = 16
+
+_aten = torch.ops.aten
+_DRAWING = (_aten.multinomial.default, _aten.binomial.default, _aten.bernoulli.default)
 
 Asked = Mapping[str, Quantity | None]
 
@@ -39,6 +45,11 @@ class Evaluator:
     held against the eager pass on the next, bit by bit. From then on it runs alone, which takes a
     fifth less time for small nets and the same for large ones. Where that fails, and wherever
     Python has to look at values, calls stay eager, and :meth:`refusals` says why.
+
+    On a GPU the program becomes a CUDA graph, or is run operation by operation where it cannot,
+    and :meth:`obstacles` says why. Its memory is kept for the next batch. There cuDNN computes a
+    gradient with other bits each time, so that no program could be held against an eager pass,
+    unless ``torch.backends.cudnn.deterministic`` is set.
 
     The model may get other values (``parameter.data = ...``), mode and ``requires_grad`` between
     calls, not other layers or options. For one thread at a time.
@@ -64,6 +75,7 @@ class Evaluator:
             raise ValueError(f"eager_calls must be 1 or more, got {eager_calls}")
         self._model, self._loss, self._eager_calls = model, loss, eager_calls
         self._programs: dict[Hashable, _Program] = {}
+        self._recorders = recorders()
 
     def __call__(
         self,
@@ -87,7 +99,10 @@ class Evaluator:
             return program.eager(inputs, targets, seed)
         if program.operations is None:
             return program.made(inputs, targets, seed)
-        found = program.run(inputs, targets, seed)
+        try:
+            found = program.run(inputs, targets, seed)
+        except RuntimeError:  # torch draws no class from what is NaN
+            return program.eager(inputs, targets, seed)
         if found is None:
             return program.compared(inputs, targets, seed)
         if not bool(torch.isfinite(found.outputs).all()):
@@ -101,6 +116,14 @@ class Evaluator:
     def refusals(self) -> list[str]:
         """Why shapes that might have had a program have none, each reason once."""
         return list(dict.fromkeys(p.refusal for p in self._known() if p.refusal))
+
+    def captured(self) -> int:
+        """How many of them are CUDA graphs."""
+        return sum(bool(p.verified) and isinstance(p.operations, Captured) for p in self._known())
+
+    def obstacles(self) -> list[str]:
+        """Why programs on a GPU are none, each reason once."""
+        return list(dict.fromkeys(p.obstacle for p in self._known() if p.obstacle))
 
     def _known(self) -> list["_Program"]:
         return list(self._programs.values())  # another thread may ask while one begins
@@ -122,8 +145,14 @@ class Evaluator:
         if key not in self._programs:
             if len(self._programs) >= _SHAPES_KEPT:
                 del self._programs[next(iter(self._programs))]
-            self._programs[key] = _Program(self._model, self._loss, asked, part)
+            recorder = self._recorders.get(inputs.device.type)
+            self._programs[key] = _Program(self._model, self._loss, asked, part, recorder)
         return self._programs[key]
+
+
+def recorders() -> dict[str, Recorder]:
+    """What records programs on which kind of device."""
+    return {"cuda": CudaGraphs()}
 
 
 @dataclass
@@ -133,6 +162,7 @@ class _Program:
     Attributes:
         asked: The quantities.
         part: Where the samples stand in a larger batch, if they do.
+        recorder: What the device can run a program by without Python, if anything.
         calls: How many there were.
         drawn: The random numbers that each takes.
         lines: The number of lines of the output that have draws of their own.
@@ -140,12 +170,14 @@ class _Program:
         spec: What its results are.
         verified: The ways through it that were held against an eager pass.
         refusal: Why there will be none.
+        obstacle: Why the recorder does not take the program.
     """
 
     model: nn.Module
     loss: nn.Module
     asked: Asked
     part: Part | None = None
+    recorder: Recorder | None = None
     calls: int = 0
     drawn: list[Numbers] = field(default_factory=list)
     lines: int = 0
@@ -153,6 +185,7 @@ class _Program:
     spec: TreeSpec | None = None
     verified: set[Way] = field(default_factory=set)
     refusal: str | None = None
+    obstacle: str = ""
 
     def eager(self, inputs: Tensor, targets: Tensor, seed: int | None) -> Evaluation:
         """Evaluates, and notes what is drawn."""
@@ -172,12 +205,15 @@ class _Program:
         """Evaluates by the program; None if it goes a way that has not been verified."""
         assert self.operations is not None
         before = torch.get_rng_state() if seed is None else None
-        way, rest = self._begun(inputs, targets, seed)
-        if way in self.verified:
-            return rest()
-        if before is not None:
-            torch.set_rng_state(before)
-        return None
+        found: Evaluation | None = None
+        try:
+            way, rest = self._begun(inputs, targets, seed)
+            if way in self.verified:
+                found = rest()
+        finally:
+            if found is None and before is not None:
+                torch.set_rng_state(before)
+        return found
 
     def made(self, inputs: Tensor, targets: Tensor, seed: int | None) -> Evaluation:
         """Evaluates eagerly, then makes the program; whatever that changes is put back."""
@@ -215,7 +251,7 @@ class _Program:
         """The way that the program goes for a batch, and what goes on to the end."""
         assert self.operations is not None
         with torch.no_grad():
-            way, rest = self.operations.begin(inputs, targets, *self._numbers(seed))
+            way, rest = self.operations.begin(inputs, targets, *self._numbers(seed, inputs))
 
         def go_on() -> Evaluation | None:
             assert self.spec is not None
@@ -226,11 +262,13 @@ class _Program:
         return way, go_on
 
     def _make(self, inputs: Tensor, targets: Tensor, seed: int | None) -> None:
-        numbers, seeded = self._numbers(seed), seed is not None
+        numbers, seeded = self._numbers(seed, inputs), seed is not None
         split = Split("all")
         whole = written_down(self._flat(split, seeded=seeded), inputs, targets, *numbers)
+        if not seeded and inputs.device.type != "cpu" and _asserts(whole):
+            raise ValueError("a GPU that is to draw from what is NaN is lost: give a seed")
         if split.shared is None:
-            self.operations = Straight(whole)
+            self.operations = self._one_way(shortened(whole), [inputs, targets, *numbers])
             return
         parting = self._flat(Split("hits"), seeded=seeded)
         hits = written_down(parting, inputs, targets, *numbers)
@@ -238,6 +276,16 @@ class _Program:
         *_, places = tree_unflatten(list(range(self.spec.num_leaves)), self.spec)
         shared = places[split.shared.quantity.savefield]
         self.operations = Sharing(self.model, whole, hits, shared)
+
+    def _one_way(self, program: GraphModule, arguments: Sequence[Tensor]) -> Operations:
+        if self.recorder is not None:
+            self.obstacle = obstacle(program, self.model, arguments)
+            try:
+                if not self.obstacle:
+                    return Captured(program, arguments, self.recorder)
+            except Exception as error:  # whatever a library has to say while it is recorded
+                self.obstacle = _reason(error)
+        return Straight(program)
 
     def _flat(self, split: Split, *, seeded: bool) -> Callable[..., list[Tensor]]:
         """The evaluation as a function of tensors, which returns what is looked at last."""
@@ -257,11 +305,11 @@ class _Program:
 
         return flat
 
-    def _numbers(self, seed: int | None) -> list[Tensor]:
+    def _numbers(self, seed: int | None, inputs: Tensor) -> list[Tensor]:
         if seed is None:
             return []
         draws = SeededDraws(seed, self.lines)
-        return [draws.numbers(*numbers) for numbers in self.drawn]
+        return [draws.numbers(*numbers).to(inputs.device) for numbers in self.drawn]
 
     @contextmanager
     def _undone(self) -> Iterator[None]:
@@ -273,6 +321,12 @@ class _Program:
         with torch.no_grad():
             for buffer, value in zip(self.model.buffers(), before, strict=True):
                 buffer.copy_(value)
+
+
+def _asserts(program: GraphModule) -> bool:
+    """Whether a program draws by what trusts that it is given probabilities."""
+    find = program.graph.find_nodes
+    return any(find(op="call_function", target=operation) for operation in _DRAWING)
 
 
 def _reason(error: Exception) -> str:

@@ -13,11 +13,14 @@ from curvserve.engine.branches import cut
 from curvserve.engine.recording import attached
 from curvserve.engine.rewriting import pooled_first, shortened
 
-__all__ = ["ALL", "Operations", "Sharing", "Straight", "Way", "written_down"]
+__all__ = ["ALL", "Operations", "Rest", "Sharing", "Straight", "Way", "written_down"]
 
 _MOST_OPERATIONS = 20_000
 
 _MASK = torch.empty(0, dtype=torch.bool)
+
+_SAME = (torch.ops.aten.alias.default, torch.ops.aten.detach.default)
+"""What returns its argument; torch 2.11 writes down each `detach`, later versions do not."""
 
 Way = int
 """By which operations a program goes: the number of samples that go back alone, or `ALL`."""
@@ -44,8 +47,8 @@ class Straight:
     """A program that always does the same."""
 
     def __init__(self, program: GraphModule) -> None:
-        """Takes the program."""
-        self._program = shortened(program)
+        """Takes the program, shortened."""
+        self._program = program
 
     def begin(self, *arguments: Tensor) -> tuple[Way, Rest]:
         """See :class:`Operations`."""
@@ -125,7 +128,7 @@ def written_down(function: Callable[..., list[Tensor]], *arguments: Tensor) -> G
     for node in made.graph.nodes:
         if _is_shaped_by_values(node):
             raise ValueError(f"the values decide what shape {node.target} returns")
-        if node.target is torch.ops.aten.alias.default:
+        if node.target in _SAME:
             node.replace_all_uses_with(node.args[0])
             made.graph.erase_node(node)
     pooled_first(made)

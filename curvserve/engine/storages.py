@@ -10,6 +10,8 @@ from torch.fx import Graph, Node
 __all__ = ["Storages"]
 
 _ALIASING = torch.Tag.maybe_aliasing_or_mutating
+_NORMS = (torch.ops.aten.native_batch_norm.default, torch.ops.aten.cudnn_batch_norm.default)
+"""Write to running statistics where they train, and their schemas do not say so."""
 
 
 class Storages:
@@ -68,6 +70,8 @@ def _written(node: Node) -> Iterator[Node]:
     for argument, value in _arguments(node):
         if argument.alias_info is not None and argument.alias_info.is_write:
             yield from (value,) if isinstance(value, Node) else value or ()
+    if node.target in _NORMS and node.args[5]:
+        yield from (own for own in node.args[3:5] if isinstance(own, Node))
 
 
 def _arguments(node: Node) -> Iterator[tuple[Any, Any]]:

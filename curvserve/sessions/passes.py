@@ -17,9 +17,13 @@ def are_finite(tensors: Sequence[Tensor]) -> bool:
     """
     if native.fit(tensors):
         return native.are_finite(tensors)
+    if tensors[0].is_cuda:  # a kernel for all of them; the largest is NaN where any is
+        held = [tensor for tensor in tensors if tensor.numel()]
+        norms = torch._foreach_norm(held, torch.inf) if held else []
+        return not held or bool(torch.isfinite(torch.stack(list(norms))).all())
     # without a tensor of booleans, 14 times as fast on a CPU; both ends are NaN where any number is
     ends = [end for tensor in tensors if tensor.numel() for end in torch.aminmax(tensor)]
-    return not ends or bool(torch.isfinite(torch.stack(ends)).all())  # where a GPU is waited for
+    return not ends or bool(torch.isfinite(torch.stack(ends)).all())
 
 
 def distance(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
@@ -31,6 +35,10 @@ def distance(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     """
     if native.fit(before, after):
         return native.distance(before, after)
+    if before[0].is_cuda:  # kernels for all of them, as before
+        moved = torch._foreach_sub(list(after), list(before))
+        norms = torch._foreach_norm(moved, 2, dtype=torch.float64)
+        return float(torch.stack(list(norms)).norm())
     changes = [(y - x).flatten().double() for x, y in zip(before, after, strict=True)]
     # a norm of float32 that adds up in float64 is five times as slow with two threads
     return torch.stack([change.dot(change) for change in changes]).sum().sqrt().item()

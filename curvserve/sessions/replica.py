@@ -122,9 +122,12 @@ class Replica:
 
     def describe(self) -> str:
         """Tell how batches are computed."""
-        programs, refusals = self.evaluator.compiled(), self.evaluator.refusals()
+        found = self.evaluator
+        programs, graphs = found.compiled(), found.captured()
         parts = [f"programs: {programs}"] if programs else []
-        return "; ".join([*parts, *(f"eager: {reason}" for reason in refusals)]) or EAGER
+        parts += [f"CUDA graphs: {graphs}"] if graphs else []
+        parts += [f"no CUDA graph: {reason}" for reason in found.obstacles()]
+        return "; ".join([*parts, *(f"eager: {reason}" for reason in found.refusals())]) or EAGER
 
     def buffers(self) -> Tensors:
         """Return the buffers as the last pass left them; the next `bind` takes others."""

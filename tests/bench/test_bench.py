@@ -45,6 +45,7 @@ def recipe() -> Model:
     )
 
 
+OURS_AND_BACKPACK = {n: k for n, k in CONTESTANTS.items() if k.own or n == "BackPACK"}
 CASE = Case("small", net, data, 6, mc_samples=2)
 SINGLE = Case("small", net, data, 6)
 
@@ -72,6 +73,23 @@ def test_frozen_parameters_are_left_out_by_everybody() -> None:
 def test_kronecker_factors_are_held_against_two_peers() -> None:
     off = check(SINGLE, "KFAC", INSTALLED, CPU).off
     assert off["curvlinops"] is not None and off["evaluate"] is not None
+
+
+@pytest.mark.parametrize(("loss", "outputs"), [(nn.MSELoss, 3), (nn.BCEWithLogitsLoss, 1)])
+@pytest.mark.parametrize("quantity", ["DiagGGNMC", "KFAC"])
+def test_draws_of_other_losses_are_held_against_the_peers(
+    loss: type[nn.Module], outputs: int, quantity: str
+) -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 5), nn.Sigmoid(), nn.Linear(5, outputs))
+
+    def given(count: int) -> tuple[Tensor, Tensor]:
+        inputs, labels = data(count)
+        return inputs, nn.functional.one_hot(labels, 3)[:, :outputs].to(inputs.dtype)
+
+    case = Case("other", model, given, 6, loss=loss, mc_samples=2)
+    off = check(case, quantity, OURS_AND_BACKPACK, CPU).off
+    assert all(off[name] is not None for name in ("hooks", "evaluate", "compiled"))
 
 
 class Double(Evaluate):

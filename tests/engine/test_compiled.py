@@ -22,10 +22,11 @@ QUICK = {
     "checkpointed",
     "soft_targets",
 }
+VALUES = ("looks at a value", "torch._C.Generator")  # torch 2.11 writes no generator down before
 WITHOUT = {
-    "first_of_two_results_of_one_node": "looks at a value",  # the model looks at its values
-    "second_of_two_results_of_one_node": "looks at a value",
-    "embedding_with_padding": "the values decide what shape",
+    "first_of_two_results_of_one_node": VALUES,  # the engine compares what it has computed again
+    "second_of_two_results_of_one_node": VALUES,
+    "embedding_with_padding": ("the values decide what shape",),
 }
 
 
@@ -54,8 +55,9 @@ def test_it_has_the_bits_of_the_eager_pass(name: str) -> None:
         own = evaluator(x, y, ["grad", "diag_ggn_mc"], seed=number)
         torch.manual_seed(number)
         assert same_bits(own, evaluate(model, loss, x, y, ["grad", "diag_ggn_mc"], seed=number))
-    if reason := WITHOUT.get(name):
-        assert evaluator.compiled() == 0 and reason in evaluator.refusals()[0]
+    if reasons := WITHOUT.get(name):
+        assert evaluator.compiled() == 0
+        assert any(reason in evaluator.refusals()[0] for reason in reasons)
     else:
         assert evaluator.compiled() == 1, evaluator.refusals()
 

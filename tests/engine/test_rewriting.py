@@ -6,23 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-from curvserve.engine.rewriting import pooled_first, shortened
+from curvserve.engine.programs import written_down
+from curvserve.engine.rewriting import shortened
 
 aten = torch.ops.aten
 
 
 def program(function: Callable[..., list[Tensor]], *arguments: Tensor) -> GraphModule:
     """A function as its operations, in the manner of an evaluation, and changed."""
-    made = make_fx(function)(*arguments)
-    for node in made.graph.nodes:
-        if node.target is aten.alias.default:
-            node.replace_all_uses_with(node.args[0])
-            made.graph.erase_node(node)
-    pooled_first(made)
-    return shortened(made)
+    return shortened(written_down(function, *arguments))
 
 
 def kinds(made: GraphModule) -> list[object]:

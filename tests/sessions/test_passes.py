@@ -19,19 +19,24 @@ def plain_distance(before: list[Tensor], after: list[Tensor]) -> float:
     return torch.cat(changes).norm().item()
 
 
-@pytest.fixture(params=["kernel", "torch"])
-def computed_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+
+
+@pytest.fixture(params=["kernel", "torch", pytest.param("cuda", marks=on_gpu)])
+def computed_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
         monkeypatch.setattr(library, "instructions", lambda: None)
+    return "cuda" if request.param == "cuda" else "cpu"
 
 
 @pytest.fixture(params=[torch.contiguous_format, torch.channels_last], ids=["first", "last"])
-def draw(request: pytest.FixtureRequest) -> Callable[[torch.dtype], list[Tensor]]:
+def draw(request: pytest.FixtureRequest, computed_by: str) -> Callable[[torch.dtype], list[Tensor]]:
     generator = torch.Generator().manual_seed(0)
 
     def drawn(dtype: torch.dtype) -> list[Tensor]:
         tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES]
-        return [tensors[0].contiguous(memory_format=request.param), *tensors[1:]]
+        tensors[0] = tensors[0].contiguous(memory_format=request.param)
+        return [tensor.to(computed_by) for tensor in tensors]
 
     return drawn
 
@@ -39,7 +44,7 @@ def draw(request: pytest.FixtureRequest) -> Callable[[torch.dtype], list[Tensor]
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("curvature", DTYPES)
 def test_the_step_has_the_bits_of_torch(
-    computed_by: None, draw: Callable[..., list[Tensor]], dtype: torch.dtype, curvature: torch.dtype
+    draw: Callable[..., list[Tensor]], dtype: torch.dtype, curvature: torch.dtype
 ) -> None:
     p = [each.contiguous() for each in draw(dtype)]
     g, h = draw(dtype), [each.abs() for each in draw(curvature)]
@@ -51,10 +56,17 @@ def test_the_step_has_the_bits_of_torch(
     assert all(map(torch.equal, p, before))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_step_is_its_formula(draw: Callable[..., list[Tensor]], dtype: torch.dtype) -> None:
+    p, g, h = draw(dtype), draw(dtype), [each.abs() for each in draw(dtype)]
+    for own, x, y, z in zip(preconditioned_step(p, g, h, 0.3, 0.7), p, g, h, strict=True):
+        wanted = x.double() - 0.3 * y.double() / (z.double() + 0.7)
+        torch.testing.assert_close(own.double(), wanted, rtol=0, atol=4 * torch.finfo(dtype).eps)
+    assert preconditioned_step([], [], [], 0.3, 0.7) == []
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_distance_is_that_of_all(
-    computed_by: None, draw: Callable[..., list[Tensor]], dtype: torch.dtype
-) -> None:
+def test_the_distance_is_that_of_all(draw: Callable[..., list[Tensor]], dtype: torch.dtype) -> None:
     x, y = draw(dtype), draw(dtype)
     assert passes.distance(x, y) == pytest.approx(plain_distance(x, y), rel=1e-12)
     assert passes.distance([torch.ones(2, 2)], [torch.ones(2, 2).T]) == 0
@@ -63,7 +75,7 @@ def test_the_distance_is_that_of_all(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
 def test_what_is_not_finite_is_found(
-    computed_by: None, draw: Callable[..., list[Tensor]], dtype: torch.dtype, value: float
+    draw: Callable[..., list[Tensor]], dtype: torch.dtype, value: float
 ) -> None:
     tensors = draw(dtype)
     assert passes.are_finite(tensors)
@@ -72,8 +84,9 @@ def test_what_is_not_finite_is_found(
     assert not passes.distance(draw(dtype), tensors) < torch.inf
 
 
-def test_tensors_of_several_types_are_looked_at_together(computed_by: None) -> None:
+def test_tensors_of_several_types_are_looked_at_together(computed_by: str) -> None:
     tensors = [torch.zeros(3), torch.zeros(3, dtype=torch.float64)]
+    tensors = [tensor.to(computed_by) for tensor in tensors]
     assert passes.are_finite(tensors)
     tensors[1][2] = torch.nan
     assert not passes.are_finite(tensors)

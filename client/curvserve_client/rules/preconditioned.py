@@ -46,11 +46,17 @@ def plain_step(
     lr: float,
     damping: float,
 ) -> list[Tensor]:
-    """Do what `preconditioned_step` does by torch's own operations, on any device."""
-    return [
-        torch.addcdiv(p, g, h + damping, value=-lr)
-        for p, g, h in zip(parameters, gradients, curvatures, strict=True)
-    ]
+    """Do what `preconditioned_step` does by torch's own operations, on any device.
+
+    For lists of tensors: a GPU launches a kernel for all of them, a CPU goes through them.
+    """
+    if not parameters:
+        return []
+    damped = torch._foreach_add(list(curvatures), damping)
+    moved: list[Tensor] = list(
+        torch._foreach_addcdiv(list(parameters), list(gradients), damped, value=-lr)
+    )
+    return moved
 
 
 _operators.impl("preconditioned_step", plain_step, "CompositeExplicitAutograd")

@@ -24,12 +24,14 @@ class Contestant(ABC):
         package: what it needs, beside torch; None for nothing.
         quantities: what it computes.
         own: whether it is this project's.
+        seeded: whether its draws are those of `SEED`, rather than those of torch's generator.
     """
 
     name: ClassVar[str]
     package: ClassVar[str | None] = None
     quantities: ClassVar[frozenset[str]] = frozenset(QUANTITIES)
     own: ClassVar[bool] = False
+    seeded: ClassVar[bool] = False
 
     def __init__(self, task: Task) -> None:
         """Prepare whatever need not be done in each pass."""

@@ -2,7 +2,8 @@
 
 from ... import engine
 from ...engine import extensions
-from ..case import Task
+from ..case import SEED, Task
+from ..timing import reproducible
 from .base import Contestant, Found, OnParameters
 
 
@@ -53,6 +54,7 @@ class Compiled(Evaluate):
     """The same by a program for the shape of the batch, as a server computes."""
 
     name = "compiled"
+    seeded = True
 
     def __init__(self, task: Task) -> None:
         """Make the program; it is held against an eager pass then."""
@@ -65,4 +67,5 @@ class Compiled(Evaluate):
         """Do one pass."""
         task = self.task
         wanted = getattr(extensions, task.quantity)(**task.options)
-        self._result = self._evaluator(task.inputs, task.targets, ["grad", wanted])
+        with reproducible():
+            self._result = self._evaluator(task.inputs, task.targets, ["grad", wanted], seed=SEED)

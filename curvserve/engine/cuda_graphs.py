@@ -1,0 +1,199 @@
+"""Programs as CUDA graphs: all kernels of an evaluation, launched in one go.
+
+Of a small net's pass on a GPU most is the time in which Python launches one kernel after the other.
+A graph launches the same ones by itself, with the same arguments in the same memory. So what a
+program is given is copied to a place of the graph's own before, and what it returns is copied from
+there.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from curvserve.engine.programs import ALL, Rest, Way
+from curvserve.engine.storages import Storages
+
+__all__ = ["Captured", "CudaGraphs", "Recorder", "obstacle"]
+
+_WARM_UPS = 3
+"""As torch's documentation has it: libraries choose kernels and take workspaces in these."""
+
+_META = torch.device("meta")
+"""Where the values of operations lie that were put into a program; they move what others made."""
+
+_COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+
+
+class Recorder(Protocol):
+    """Records what a function without arguments launches."""
+
+    def __call__(self, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
+        """Runs the function.
+
+        Returns:
+            Its results, and what does the same again, and writes over them.
+        """
+
+
+class CudaGraphs:
+    """Records CUDA graphs that share the memory between their results.
+
+    They must not run at the same time, so all are one thread's. What one has returned is another's
+    to write over, unless it is held: :class:`Captured` does that.
+    """
+
+    def __init__(self) -> None:
+        """Records nothing yet."""
+        self._alive: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+
+    def __call__(self, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
+        """See :class:`Recorder`; the kernels are those of the current device."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        pool = next((graph.pool() for graph in self._alive), None)
+        try:
+            graph, results = _recorded(run, stream, pool)
+        except Exception:
+            # the generator would take itself to be recording until something has been recorded
+            _recorded(lambda: [torch.zeros((), device="cuda")], torch.cuda.Stream(), None)
+            raise
+        self._alive.add(graph)
+        return results, graph.replay
+
+
+def _recorded(
+    run: Callable[[], list[Tensor]], stream: torch.cuda.Stream, pool: Any
+) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+    graph = torch.cuda.CUDAGraph()
+    # other threads may go on with what is theirs
+    with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+        results = run()
+    return graph, results
+
+
+class Captured:
+    """A program that a GPU runs by itself."""
+
+    def __init__(
+        self, program: GraphModule, arguments: Sequence[Tensor], recorder: Recorder
+    ) -> None:
+        """Records the program.
+
+        Args:
+            program: Nothing of :func:`obstacle` stands against it.
+            arguments: What it takes at the first time, later ones of the same shapes and types.
+            recorder: What records it.
+        """
+        given = {name: _attribute(program, name) for name in _constants(program)}
+        moved = [name for name in given if given[name].device == arguments[0].device]
+        own = given | {name: given[name].detach().clone() for name in moved}
+        places = [argument.clone() for argument in arguments]
+        written = Storages(program.graph).written
+        changed = {node.target for node in written if node.op == "get_attr"}
+        runner = GraphModule(own, program.graph)
+        self._results, self._again = recorder(lambda: runner(*places))
+        self._constants = [given[name] for name in moved]
+        self._copy_in = _Copies([*places, *(own[name] for name in moved)])
+        self._changed = [(given[name], own[name]) for name in moved if name in changed]
+        self._copy_out = _Copies(self._results)
+
+    def begin(self, *arguments: Tensor) -> tuple[Way, Rest]:
+        """See :class:`curvserve.engine.programs.Operations`."""
+
+        def rest() -> list[Tensor]:
+            self._copy_in.fill([*arguments, *self._constants])
+            self._again()
+            for outside, inside in self._changed:
+                outside.copy_(inside)
+            return self._copy_out.taken()
+
+        return ALL, rest
+
+
+class _Copies:
+    """Tensors that are copied to, or from, all at once."""
+
+    def __init__(self, places: Sequence[Tensor]) -> None:
+        """Sorts them by type: one kernel copies what is of one."""
+        self._places = list(places)
+        self._groups = [
+            [i for i, place in enumerate(places) if place.dtype == dtype]
+            for dtype in dict.fromkeys(place.dtype for place in places)
+        ]
+
+    def fill(self, values: Sequence[Tensor]) -> None:
+        """Copies values to the places."""
+        self._copy(self._places, values)
+
+    def taken(self) -> list[Tensor]:
+        """Returns the values at the places, in memory of their own."""
+        values = [torch.empty_like(place) for place in self._places]
+        self._copy(values, self._places)
+        return values
+
+    def _copy(self, to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        for group in self._groups:
+            torch._foreach_copy_([to[i] for i in group], [values[i] for i in group])
+
+
+def obstacle(program: GraphModule, model: nn.Module, arguments: Sequence[Tensor]) -> str:
+    """Tells why a program cannot be recorded, as far as can be known before; nothing if it can.
+
+    A failed recording would leave torch's generator and allocator in a state between.
+
+    Args:
+        program: The program.
+        model: The net, whose tensors get other values later.
+        arguments: What it takes.
+    """
+    device, *others = {argument.device for argument in arguments}
+    if others:
+        return "the batch lies on several devices"
+    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    fixed: set[Node] = set()
+    for node in program.graph.nodes:
+        inputs = node.all_input_nodes
+        if node.op == "get_attr":
+            value = _attribute(program, str(node.target))
+            if value.device == device:
+                continue
+            if id(value) in own:
+                return f"a tensor of the model lies on {value.device}"
+            fixed.add(node)
+        elif node.op == "call_function":
+            elsewhere = [v for v in _values(node) if v.device not in (device, _META)]
+            if not elsewhere and not fixed.isdisjoint(inputs) and node.target in _COPIES:
+                return f"{node.target} copies to {device} in the middle"
+            if elsewhere and (not fixed.issuperset(inputs) or _is_random(node)):
+                return f"{node.target} computes on {elsewhere[0].device}"
+            if elsewhere:
+                fixed.add(node)
+    return ""
+
+
+def _constants(program: GraphModule) -> list[str]:
+    """The names of the tensors that a program knows, each once."""
+    return list(dict.fromkeys(str(node.target) for node in program.graph.find_nodes(op="get_attr")))
+
+
+def _attribute(program: GraphModule, name: str) -> Tensor:
+    found: Tensor = getattr(program, name)
+    return found
+
+
+def _values(node: Node) -> list[Tensor]:
+    found = node.meta.get("val")
+    several = found if isinstance(found, (list, tuple)) else [found]
+    return [value for value in several if isinstance(value, Tensor)]
+
+
+def _is_random(node: Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
