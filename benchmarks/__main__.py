@@ -15,25 +15,17 @@ benchmarks.sizing are commands of their own.
 import argparse
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from benchmarks import growth, memory, page, passes, scaling, steps, training
 from benchmarks.nets import CASES
 from benchmarks.options import Options, Part
 from curvserve.bench import INSTALL, QUANTITIES, WrongNumbers, about, missing, say
 
-PARTS: dict[str, Part] = {
-    "passes": passes.part,
-    "steps": steps.part,
-    "memory": memory.part,
-    "growth": growth.part,
-    "training": training.part,
-    "page": page.part,
-    "scaling": scaling.part,
-}
+PARTS = ("passes", "steps", "memory", "growth", "training", "page", "scaling")
 PLOTS = "plots"
 
 
@@ -71,9 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(name: str, options: Options, folder: Path) -> None:
+    # each needs packages of its own, a browser's for one
+    part: Part = import_module(f"benchmarks.{name}").part
     text = ""
     try:
-        for result in PARTS[name](options):
+        for result in part(options):
             text = "\n".join(result.lines)
             (folder / f"{name}.txt").write_text(text)
             (folder / f"{name}.json").write_text(json.dumps(result.figures, indent=1))

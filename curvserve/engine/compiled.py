@@ -74,6 +74,7 @@ class Evaluator:
         if eager_calls < 1:
             raise ValueError(f"eager_calls must be 1 or more, got {eager_calls}")
         self._model, self._loss, self._eager_calls = model, loss, eager_calls
+        self._modules, self._parameters = list(model.modules()), list(model.parameters())
         self._programs: dict[Hashable, _Program] = {}
         self._recorders = recorders()
 
@@ -137,8 +138,8 @@ class Evaluator:
             _layout(inputs),
             _layout(targets),
             tuple((name, repr(quantity)) for name, quantity in asked.items()),
-            tuple(module.training for module in self._model.modules()),
-            tuple((*_layout(p), p.requires_grad) for p in self._model.parameters()),
+            tuple(module.training for module in self._modules),
+            tuple((*_layout(p), p.requires_grad) for p in self._parameters),
             torch.is_autocast_enabled(inputs.device.type),
             torch.get_autocast_dtype(inputs.device.type),
         )

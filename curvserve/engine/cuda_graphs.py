@@ -7,6 +7,7 @@ there.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -25,7 +26,12 @@ _WARM_UPS = 3
 _META = torch.device("meta")
 """Where the values of operations lie that were put into a program; they move what others made."""
 
-_COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+_aten = torch.ops.aten
+_MASKS = (torch.bool, torch.uint8)
+_COPIES = (_aten._to_copy.default, _aten.copy_.default)
+_PUTS = (_aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default)
+_WAITING = ("linalg_", "_linalg_", "cholesky", "geqrf", "ormqr", "_ctc_loss")
+"""How operations are called that ask the GPU how they fared, or how long something is."""
 
 
 class Recorder(Protocol):
@@ -49,34 +55,40 @@ class CudaGraphs:
     def __init__(self) -> None:
         """Records nothing yet."""
         self._alive: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+        self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
         """See :class:`Recorder`; the kernels are those of the current device."""
-        stream = torch.cuda.Stream()
+        # one for all: memory is used again on the stream where it was used
+        stream = self._stream = self._stream or torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
                 run()
         torch.cuda.current_stream().wait_stream(stream)
         pool = next((graph.pool() for graph in self._alive), None)
+        pool = pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
         try:
-            graph, results = _recorded(run, stream, pool)
+            # other threads may go on with what is theirs
+            with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+                results = run()
         except Exception:
-            # the generator would take itself to be recording until something has been recorded
-            _recorded(lambda: [torch.zeros((), device="cuda")], torch.cuda.Stream(), None)
+            _let_go(pool, stream)
             raise
         self._alive.add(graph)
         return results, graph.replay
 
 
-def _recorded(
-    run: Callable[[], list[Tensor]], stream: torch.cuda.Stream, pool: Any
-) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
-    graph = torch.cuda.CUDAGraph()
-    # other threads may go on with what is theirs
-    with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
-        results = run()
-    return graph, results
+def _let_go(pool: Any, stream: torch.cuda.Stream) -> None:
+    """Does what torch 2.11 leaves undone where a recording fails."""
+    device = torch.cuda.current_device()
+    with suppress(RuntimeError):  # where a later one has done it
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+    # its generator takes itself to be recording until something has been recorded
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
+        torch.zeros((), device="cuda")
 
 
 class Captured:
@@ -172,11 +184,21 @@ def obstacle(program: GraphModule, model: nn.Module, arguments: Sequence[Tensor]
             elsewhere = [v for v in _values(node) if v.device not in (device, _META)]
             if not elsewhere and not fixed.isdisjoint(inputs) and node.target in _COPIES:
                 return f"{node.target} copies to {device} in the middle"
+            if _waits(node):
+                return f"{node.target} waits for {device}"
             if elsewhere and (not fixed.issuperset(inputs) or _is_random(node)):
                 return f"{node.target} computes on {elsewhere[0].device}"
             if elsewhere:
                 fixed.add(node)
     return ""
+
+
+def _waits(node: Node) -> bool:
+    name = getattr(node.target, "__name__", "")
+    if node.target in _PUTS:  # a mask is made numbers of, as many as it says
+        indices: Any = node.args[1]
+        return any(i is not None and i.meta["val"].dtype in _MASKS for i in indices)
+    return name.startswith(_WAITING) and not name.startswith("linalg_vector_norm")
 
 
 def _constants(program: GraphModule) -> list[str]:

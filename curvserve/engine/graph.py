@@ -103,7 +103,7 @@ def read(root: GradientEdge) -> Graph:
     operations: set[str] = set()
     for node in nodes(root.node):
         name = node.name()
-        shape.append(name)
+        shape.append(_RESHAPES.get(name, name))
         operations.add(name)
         for call, index, number in calls_ending_at(node):
             recorded = calls.setdefault(call, RecordedCall(call))
@@ -130,6 +130,8 @@ def read(root: GradientEdge) -> Graph:
 
 
 _LEAF = "torch::autograd::AccumulateGrad"
+_RESHAPES = {"ReshapeAliasBackward0": "ViewBackward0"}
+"""What a `reshape` is called by torch, and by torch while it writes down what it does."""
 
 
 def nodes(*roots: Node, until: Iterable[Node | None] = ()) -> Iterator[Node]:

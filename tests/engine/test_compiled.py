@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from curvserve.engine import Evaluation, Evaluator, evaluate
@@ -108,6 +109,18 @@ def test_random_layers_and_buffers_go_on_as_they_would() -> None:
         assert same_bits(own, wanted) and after == torch.rand(1)
         assert all(map(torch.equal, model.buffers(), other.buffers()))
     assert evaluator.compiled() == 1
+
+
+def test_attention_by_plain_operations_is_written_down() -> None:
+    case = make("transformer_encoder")
+    x = torch.cat([case.inputs] * (65 // case.inputs.shape[1] + 1), 1)  # too long for products
+    evaluator = Evaluator(case.model, case.loss, eager_calls=1)
+    with sdpa_kernel(SDPBackend.MATH):
+        for seed in range(4):
+            own = evaluator(x, case.targets, ["grad", "diag_ggn_mc"], seed=seed)
+            given = case.model, case.loss, x, case.targets, ["grad", "diag_ggn_mc"]
+            assert same_bits(own, evaluate(*given, seed=seed))
+    assert evaluator.compiled() == 1, evaluator.refusals()
 
 
 def test_each_shape_mode_and_choice_of_parameters_has_its_own() -> None:
