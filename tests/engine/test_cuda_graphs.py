@@ -95,10 +95,11 @@ def test_every_quantity_has_the_bits_of_the_eager_pass(quantity: str, device: st
         own, wanted = pair(evaluator, case, [quantity], seed, mc_samples=2)
         if all(isinstance(leaf, Tensor) for leaf in leaves(wanted)):
             assert same_bits(own, wanted)
-    assert evaluator.captured() == evaluator.compiled() == (quantity not in EAGER), (
-        evaluator.refusals(),
-        evaluator.obstacles(),
-    )
+    assert evaluator.compiled() == (quantity not in EAGER), evaluator.refusals()
+    if quantity == "ekfac":
+        assert "linalg_eigh" in evaluator.obstacles()[0] and not evaluator.captured()
+    else:
+        assert evaluator.captured() == evaluator.compiled(), evaluator.obstacles()
 
 
 @pytest.mark.parametrize("device", DEVICES)
