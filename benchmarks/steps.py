@@ -31,10 +31,9 @@ from curvserve.bench import (
     drawing,
     measure,
     number,
-    reproducible,
 )
 from curvserve.data import load_digits
-from curvserve.engine import channels_last
+from curvserve.engine import channels_last, reproducible
 from curvserve.models import Model, resolve
 from curvserve.sessions import jobs, steps
 from curvserve.sessions.replica import Replica, initial_tensors

@@ -12,7 +12,7 @@ from .draws import drawing
 from .report import about, aligned, number, say, table
 from .rows import Row, compare, timed
 from .tables import INSTALL, lines, missing, run, to_json
-from .timing import Timed, measure, reproducible
+from .timing import Timed, measure
 
 __all__ = [
     "CONTESTANTS",
@@ -37,7 +37,6 @@ __all__ = [
     "measure",
     "missing",
     "number",
-    "reproducible",
     "run",
     "say",
     "table",

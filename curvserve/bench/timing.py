@@ -3,8 +3,7 @@
 import resource
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,17 +51,6 @@ class Timed:
         times = free if len(free) >= LEAST else [spent for spent, _ in passes]
         low, median, high = statistics.quantiles(times, n=4, method="inclusive")
         return cls(median, low, high, len(passes), len(passes) - len(free))
-
-
-@contextmanager
-def reproducible() -> Iterator[None]:
-    """A block in which cuDNN computes the same bits each time, as it does in a server."""
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = before
 
 
 def measure(

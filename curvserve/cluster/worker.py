@@ -7,6 +7,7 @@ which they were asked for, the same as all others of its group.
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from curvserve_client.errors import ProblemError
 from curvserve_client.rules import RuleState
 from curvserve_client.types import CurvatureResult
 
+from ..engine import reproducible
 from ..memory import keep_freed
 from ..models import Model
 from ..sessions import jobs, steps
@@ -89,8 +91,9 @@ class Worker:
         keep_freed()
         torch.set_num_threads(threads)
         self._model, self._device = model, torch.device(device)
+        self._settings = ExitStack()  # for as long as the process is there
         if self._device.type == "cuda":
-            torch.backends.cudnn.deterministic = True
+            self._settings.enter_context(reproducible())
         self._states: dict[int, SessionState] = {}
         self._pending: dict[int, Pending] = {}
         self._replica: Replica | None = None

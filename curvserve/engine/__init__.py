@@ -17,6 +17,7 @@ from curvserve.engine.evaluate import (
     part_loss,
 )
 from curvserve.engine.extend import extend
+from curvserve.engine.kernels import reproducible
 from curvserve.engine.memory_format import channels_last
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "extend",
     "merge_parts",
     "part_loss",
+    "reproducible",
 ]

@@ -203,9 +203,9 @@ def part_loss(loss: nn.Module, outputs: Tensor, targets: Tensor, whole: Tensor) 
     Raises:
         UnsupportedLossError: The loss has no curvature rule.
     """
-    module, share = _of_part(_rule(loss), loss, outputs, targets, whole)
-    value: Tensor = module(outputs, targets)
-    return value * share
+    rule = _rule(loss)
+    module, share = _of_part(rule, loss, outputs, targets, whole)
+    return rule.value(module, outputs, targets) * share
 
 
 def _of_part(
@@ -324,7 +324,7 @@ def _evaluate(
         outputs = memory_format.run(batch.model, batch.inputs)
     with torch.enable_grad():
         loss, part = _of_part(batch.rule, batch.loss, outputs, batch.targets, batch.whole)
-        value = loss(outputs, batch.targets) * part
+        value = batch.rule.value(loss, outputs, batch.targets) * part
     work = _Work(batch, loss, outputs, part, list(named.values()), steady.holds, split)
     if extensions := [q for q in asked.values() if q is not None]:
         work.begin(extensions, draws)

@@ -1,9 +1,10 @@
-"""The kernels by which torch computes attention, recurrent nets, weight norm and bags.
+"""The kernels by which torch computes attention, recurrent nets, weight norm and bags; and sums.
 
 Which of the first two run is a setting of the whole process, and so is what ``vmap`` says of
 operations that it cannot batch.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -15,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvserve.engine.plain import PlainOperations
 
-__all__ = ["batchable", "difference", "plain_kernels"]
+__all__ = ["batchable", "difference", "plain_kernels", "reproducible"]
 
 
 class _Setting:
@@ -102,6 +103,36 @@ def plain_kernels() -> Iterator[None]:
     """
     with _math_attention(), _without_cudnn(), PlainOperations():
         yield
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Has a GPU compute the same bits each time, in the whole process, as far as torch can.
+
+    Attention that is efficient with memory cannot, and is done in plain operations. Of what else
+    has no such kernel torch warns, naming the operation.
+
+    Example:
+        >>> with reproducible():
+        ...     found = evaluator(inputs, targets, ["grad", "diag_ggn_mc"], seed=0)
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for with the rest
+    mode = torch.get_deterministic_debug_mode()
+    memory: Any = torch.utils.deterministic  # not declared to type checkers
+    filled = memory.fill_uninitialized_memory
+    cudnn = torch.backends.cudnn.deterministic
+    efficient = torch.backends.cuda.mem_efficient_sdp_enabled()
+    torch.set_deterministic_debug_mode("warn")
+    memory.fill_uninitialized_memory = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        memory.fill_uninitialized_memory = filled
+        torch.backends.cudnn.deterministic = cudnn
+        torch.backends.cuda.enable_mem_efficient_sdp(efficient)
 
 
 def difference(recorded: Tensor) -> float:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
+from contextlib import ExitStack
 from time import perf_counter
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
@@ -16,6 +17,7 @@ from curvserve_client.types import (
 )
 
 from .. import phases
+from ..engine import reproducible
 from ..models import Model, Support
 from ..phases import Phases
 from . import jobs, steps
@@ -168,9 +170,10 @@ class InlineExecutor:
             models: name -> recipe.
             devices: name -> where it is computed.
         """
+        self._settings = ExitStack()
         if any(device.type == "cuda" for device in devices.values()):
-            # of the whole process: a step that is computed again after a crash has the same bits
-            torch.backends.cudnn.deterministic = True
+            # a step that is computed again after a crash has the same bits
+            self._settings.enter_context(reproducible())
         self._models = models
         self._devices = devices
         self._replicas: dict[str, Replica] = {}
@@ -268,6 +271,7 @@ class InlineExecutor:
         if ended:
             for thread in self._threads.values():
                 thread.join()
+            self._settings.close()
         return ended
 
     async def _on_replica(

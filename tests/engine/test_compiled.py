@@ -27,7 +27,6 @@ VALUES = ("looks at a value", "torch._C.Generator")  # torch 2.11 writes no gene
 WITHOUT = {
     "first_of_two_results_of_one_node": VALUES,  # the engine compares what it has computed again
     "second_of_two_results_of_one_node": VALUES,
-    "embedding_with_padding": ("the values decide what shape",),
 }
 
 
@@ -210,18 +209,19 @@ class Chosen(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("chosen", "programs"),
-    [(torch.tensor([0, 3]), 1), (torch.tensor([True, False, False, True]), 0)],
+    ("chosen", "refused"),
+    [(torch.tensor([0, 3]), False), (torch.tensor([True, False, False, True]), True)],
 )
 def test_numbers_that_choose_leave_the_shape_alone_and_masks_do_not(
-    chosen: Tensor, programs: int
+    chosen: Tensor, *, refused: bool
 ) -> None:
     model = Chosen(chosen)
     evaluator = Evaluator(model, nn.CrossEntropyLoss(), eager_calls=1)
     for x, y in batches(8, 4, count=4):
         own = evaluator(x, y, ["grad"], seed=0)
         assert same_bits(own, evaluate(model, nn.CrossEntropyLoss(), x, y, ["grad"], seed=0))
-    assert evaluator.compiled() == programs
+    assert evaluator.compiled() == (not refused)
+    assert ["the values decide what shape" in r for r in evaluator.refusals()] == [True] * refused
 
 
 @torch.library.custom_op("curvserve_tests::positive", mutates_args=())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 
-from curvserve.engine import Evaluation, Evaluator, compiled, evaluate
+from curvserve.engine import Evaluation, Evaluator, compiled, evaluate, reproducible
 from curvserve.engine.cuda_graphs import Captured, obstacle
 from curvserve.engine.errors import NonFiniteError
 from curvserve.engine.programs import written_down
@@ -46,14 +46,12 @@ def again(run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], N
 
 @pytest.fixture(autouse=True)
 def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The CPU has a recorder too; cuDNN computes the same bits each time."""
+    """The CPU has a recorder too; and all have the same bits each time."""
     real = compiled.recorders
     monkeypatch.setattr(compiled, "recorders", lambda: real() | {"cpu": again})
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
     torch.manual_seed(0)
-    yield
-    torch.backends.cudnn.deterministic = before
+    with reproducible():
+        yield
 
 
 def pair(
@@ -83,7 +81,10 @@ def test_it_has_the_bits_of_the_eager_pass(name: str, device: str) -> None:
             p.data = p.data * 1.01  # as a server binds another version
         batch = Case(case.model, x, y, case.loss, case.samples)
         assert same_bits(*pair(evaluator, batch, ["grad", "diag_ggn_mc"], number))
-    assert evaluator.captured() == 1, (evaluator.refusals(), evaluator.obstacles())
+    if (name, device) == ("recurrent", "cuda"):  # cuDNN's nets lay their weights side by side
+        assert "UntypedStorage" in evaluator.refusals()[0]
+    else:
+        assert evaluator.captured() == 1, (evaluator.refusals(), evaluator.obstacles())
 
 
 @pytest.mark.parametrize("device", DEVICES)

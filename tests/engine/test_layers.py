@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 from curvserve.engine import backpack, extend, layers
 from curvserve.engine.errors import MixedSamplesError, UncoveredParameterError
 from curvserve.engine.extensions import HMP, BatchGrad, DiagGGNExact, DiagHessian
+from curvserve.engine.layers import embedding
 from curvserve.engine.layers.recurrent import RecurrentReplay
 from tests.engine import reference
 from tests.engine.test_quantities import collected, largest_error, run
@@ -336,6 +337,20 @@ BAGS = {
     "sum": ([0, 1, 4], {"mode": "sum", "padding_idx": 1}),
     "weights": ([0, 1, 4], {"mode": "sum"}),
 }
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 5), (300,), (0,)])
+@pytest.mark.parametrize("padding", [None, 1])
+def test_tokens_of_a_sample_are_compared_or_sorted(
+    shape: tuple[int, ...], padding: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = nn.Embedding(5, 3, padding_idx=padding).double()
+    a, s = torch.randint(5, (N, *shape)), torch.randn(N, *shape, 3).double()
+    wanted = embedding.Embedding().rows(table, "weight", a, s).square().sum(0)
+    for most in (0, 256):
+        monkeypatch.setattr(embedding, "_COMPARED", most)
+        found = embedding.Embedding().square_sum(table, "weight", a, s)
+        torch.testing.assert_close(found, wanted, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", BAGS)

@@ -3,7 +3,6 @@
 from ... import engine
 from ...engine import extensions
 from ..case import SEED, Task
-from ..timing import reproducible
 from .base import Contestant, Found, OnParameters
 
 
@@ -67,5 +66,5 @@ class Compiled(Evaluate):
         """Do one pass."""
         task = self.task
         wanted = getattr(extensions, task.quantity)(**task.options)
-        with reproducible():
+        with engine.reproducible():
             self._result = self._evaluator(task.inputs, task.targets, ["grad", wanted], seed=SEED)

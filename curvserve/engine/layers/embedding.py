@@ -7,6 +7,9 @@ from curvserve.engine.layers.base import LayerRule
 
 __all__ = ["Embedding"]
 
+_COMPARED = 256
+"""The most positions of a sample of which each is compared with each."""
+
 
 class Embedding(LayerRule):
     """``y_t = W[a_t]``: its row adds ``s_t`` to line ``a_t``, never to ``padding_idx``."""
@@ -34,6 +37,8 @@ class Embedding(LayerRule):
         """Forms only the lines that occur: memory grows with the tokens, not with the table."""
         assert isinstance(module, nn.Embedding)
         samples, lines = len(s), module.num_embeddings
+        if a.numel() <= _COMPARED * samples:
+            return _square_sum_of_few(module, a.reshape(samples, -1), s)
         sample = torch.arange(samples, device=a.device).unsqueeze(1)
         key = (sample * lines + a.reshape(samples, -1)).flatten()
         occurring, place = key.unique(return_inverse=True)
@@ -41,6 +46,21 @@ class Embedding(LayerRule):
         rows.index_add_(0, place, _without_padding(module, a, s))
         total = s.new_zeros(lines, s.shape[-1])
         return total.index_add_(0, occurring % lines, rows.square_())
+
+
+def _square_sum_of_few(module: nn.Embedding, a: Tensor, s: Tensor) -> Tensor:
+    """The same by comparing each token of a sample with each other: no shape depends on a value.
+
+    A position holds the whole row of its token then. As many positions as have that token add its
+    square, so each adds its part.
+    """
+    s = _without_padding(module, a, s)
+    alike = (a.unsqueeze(2) == a.unsqueeze(1)).to(s.dtype)
+    rows = alike @ s.reshape(*a.shape, -1)
+    parts = rows.square_() / alike.sum(-1, keepdim=True)
+    return s.new_zeros(module.num_embeddings, s.shape[-1]).index_add_(
+        0, a.flatten(), parts.flatten(0, 1)
+    )
 
 
 def _without_padding(module: nn.Embedding, a: Tensor, s: Tensor) -> Tensor:

@@ -60,6 +60,11 @@ class LossRule(ABC):
     def norm(self, module: nn.Module, outputs: Tensor, targets: Any) -> Tensor | float:
         """What the sum over the terms is divided by, 1 for ``reduction='sum'``."""
 
+    def value(self, module: nn.Module, outputs: Tensor, targets: Any) -> Tensor:
+        """The loss; with the same bits each time, also on a GPU. The default calls the module."""
+        value: Tensor = module(outputs, targets)
+        return value
+
     def of_parts(self, module: nn.Module) -> nn.Module:
         """The loss to compute for a part of a batch, finite for every part.
 
