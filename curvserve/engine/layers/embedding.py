@@ -56,7 +56,7 @@ def _square_sum_of_few(module: nn.Embedding, a: Tensor, s: Tensor) -> Tensor:
     """
     s = _without_padding(module, a, s)
     alike = (a.unsqueeze(2) == a.unsqueeze(1)).to(s.dtype)
-    rows = alike @ s.reshape(*a.shape, -1)
+    rows = alike @ s.reshape(*a.shape, s.shape[-1])
     parts = rows.square_() / alike.sum(-1, keepdim=True)
     return s.new_zeros(module.num_embeddings, s.shape[-1]).index_add_(
         0, a.flatten(), parts.flatten(0, 1)
