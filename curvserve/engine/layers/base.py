@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from curvserve.engine.layers.contractions import CACHE_BYTES
+from curvserve.engine.layers.contractions import at_a_time
 from curvserve.engine.rows import Matrices
 from curvserve.engine.samples import Layout
 
@@ -59,7 +59,7 @@ class LayerRule(ABC):
             A tensor of the parameter's shape.
         """
         parameter = module.get_parameter(name)
-        size = max(1, CACHE_BYTES // max(1, parameter.numel() * s.element_size()))
+        size = at_a_time(parameter.numel() * s.element_size(), s)
         total = s.new_zeros(parameter.shape)
         for a_chunk, s_chunk in zip(a.split(size), s.split(size), strict=True):
             total += self.rows(module, name, a_chunk, s_chunk).square().sum(0)

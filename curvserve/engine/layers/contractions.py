@@ -14,23 +14,24 @@ tiles        a CPU, and :mod:`..native`      rows are squared and added in regis
              was compiled                    written; 0.5 to 0.8 of the time of the ways below
 pairs        T <= 4, rows of 256 KB or more  one product over pairs of positions, in place of N
                                              small ones whose results leave the cache
-one by one   rows of 256 KB or more          each is formed in one buffer, and squared and added
-                                             in one pass over it
-chunks       otherwise                       as many at a time as stay in the second-level cache
+one by one   rows of 256 KB or more, not     each is formed in one buffer, and squared and added
+             on a GPU                        in one pass over it
+chunks       otherwise                       as many at a time as stay in the second-level cache; on
+                                             a GPU as make kernels that are worth their launch
 ===========  ==============================  =====================================================
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from curvserve.engine import native
 
-__all__ = ["CACHE_BYTES", "by_tiles", "square_sum", "squares"]
+__all__ = ["ROWS", "at_a_time", "by_tiles", "square_sum", "squares"]
 
-CACHE_BYTES = 1 << 20
-"""What the rows of one chunk may take: they are meant to stay in a core's second-level cache."""
+ROWS = {"cpu": 1 << 20, "cuda": 64 << 20}
+"""The bytes that the rows of one chunk may take: in a core's second-level cache, or a GPU's."""
 
 _LARGE_ROW = 1 << 18
 _FEW_POSITIONS = 4
@@ -39,6 +40,17 @@ _FEW_POSITIONS = 4
 def by_tiles(a: Tensor, positions: int) -> bool:
     """Whether the way is tiles, for which A need not be written."""
     return positions > 1 and native.admits(a)
+
+
+def at_a_time(bytes_each: int, like: Tensor, room: Mapping[str, int] = ROWS) -> int:
+    """How many samples make a chunk.
+
+    Args:
+        bytes_each: What is written for one of them.
+        like: A tensor where they are.
+        room: How much may be written, for each kind of device.
+    """
+    return max(1, room.get(like.device.type, room["cpu"]) // max(1, bytes_each))
 
 
 def square_sum(a: Tensor, columns: Sequence[Tensor]) -> Tensor:
@@ -57,9 +69,11 @@ def square_sum(a: Tensor, columns: Sequence[Tensor]) -> Tensor:
         return squares([s.squeeze(1) for s in columns]).T @ a.squeeze(1).square()
     if by_tiles(a, positions):
         return native.square_sum(a, columns, 1)
-    if row >= _LARGE_ROW:
-        return (_pairs if positions <= _FEW_POSITIONS else _one_by_one)(a, columns)
-    return _chunks(a, columns, max(1, CACHE_BYTES // max(1, row)))
+    if row >= _LARGE_ROW and positions <= _FEW_POSITIONS:
+        return _pairs(a, columns)
+    if row >= _LARGE_ROW and not a.is_cuda:
+        return _one_by_one(a, columns)
+    return _chunks(a, columns, at_a_time(row, a))
 
 
 def _pairs(a: Tensor, columns: Sequence[Tensor]) -> Tensor:

@@ -15,8 +15,8 @@ from curvserve.engine.rows import Matrices
 
 __all__ = ["Conv"]
 
-_PATCH_BYTES = 4 << 20
-"""What the patches of one chunk may take: they are written once and read once."""
+_PATCHES = {"cpu": 4 << 20, "cuda": 64 << 20}
+"""The bytes that the patches of one chunk may take: they are written once and read once."""
 
 
 class Conv(LayerRule):
@@ -73,7 +73,7 @@ class Conv(LayerRule):
 def _by_patches(window: "_Window", a: Tensor, columns: Sequence[Tensor], positions: int) -> Tensor:
     """A few samples' patches at a time."""
     inputs = window.size * a.shape[2]
-    size = max(1, _PATCH_BYTES // max(1, inputs * positions * a.element_size()))
+    size = contractions.at_a_time(inputs * positions * a.element_size(), a, _PATCHES)
     total = a.new_zeros(columns[0].shape[2], inputs)
     for a_chunk, *chunks in zip(a.split(size), *(s.split(size) for s in columns), strict=True):
         outputs = [_positions(chunk) for chunk in chunks]
