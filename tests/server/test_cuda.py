@@ -113,6 +113,14 @@ def test_steps_are_those_of_the_cpu_to_rounding(
     assert distance(*ways) < (0.25 if rule in NEARLY_SIGNS else 5 * TF32)
 
 
+def test_steps_become_a_cuda_graph(gpu: httpx.Client) -> None:
+    session = begin(gpu)
+    train(session, 12)
+    document = gpu.get(f"/v1/sessions/{session.name}").json()
+    assert "CUDA graphs: " in document["execution"], document["execution"]
+    assert "eager" not in document["execution"]
+
+
 def test_a_rule_that_measures_remembers_and_clips(gpu: httpx.Client, cpu: httpx.Client) -> None:
     options = {
         "momentum": 0.9, "beta2": 0.9, "damping_interval": 2, "kl_clip": 0.01, "weight_decay": 1e-3
