@@ -20,7 +20,8 @@ def normalise(images: Tensor) -> Tensor:
     Returns:
         float32 of the same shape and device.
     """
-    return images.float().div_(255).sub_(MEAN).div_(STANDARD_DEVIATION)
+    pixels = images.float()
+    return _divided(_divided(pixels, 255).sub_(MEAN), STANDARD_DEVIATION)
 
 
 def normalise_colours(images: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
@@ -34,7 +35,12 @@ def normalise_colours(images: Tensor, mean: Sequence[float], deviation: Sequence
     Returns:
         float32 of the same shape and device.
     """
-    pixels = images.float().div_(255)
+    pixels = _divided(images.float(), 255)
     for colour, (mu, sigma) in enumerate(zip(mean, deviation, strict=True)):
-        pixels[:, colour].sub_(mu).div_(sigma)
+        _divided(pixels[:, colour].sub_(mu), sigma)
     return pixels
+
+
+def _divided(pixels: Tensor, divisor: float) -> Tensor:
+    """Divide in place, on any device: by a number, a GPU would multiply by its reciprocal."""
+    return pixels.div_(pixels.new_full((), divisor))

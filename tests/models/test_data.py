@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision import transforms
 
-from curvserve.data import load_digits, load_mnist, normalise
+from curvserve.data import load_digits, load_mnist, normalise, normalise_colours
 from tests.models.idx import write_mnist
 
 
@@ -67,3 +67,13 @@ def test_mnist_is_read_from_its_idx_files(tmp_path: Path) -> None:
 def test_a_folder_without_mnist_is_refused_with_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "MNIST" / "raw"))):
         load_mnist(tmp_path, "train")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_a_gpu_normalises_to_the_bits_of_a_cpu() -> None:
+    grey = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(normalise(grey.cuda()).cpu(), normalise(grey))
+    colours, of = grey.expand(1, 3, 16, 16), ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert torch.equal(
+        normalise_colours(colours.cuda(), *of).cpu(), normalise_colours(colours, *of)
+    )
