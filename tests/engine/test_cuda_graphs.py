@@ -23,6 +23,12 @@ from curvserve.models.dry_run import draw
 from tests.engine.test_compiled import QUICK, leaves, same_bits
 from tests.engine.zoo import Case, make
 
+pytestmark = [
+    # torch says so where a product of matrices is the first that a thread asks of the GPU
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS, but there was no current CUDA"),
+    # as cuDNN's nets are once another version is bound
+    pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous"),
+]
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=on_gpu)]
 EAGER = {

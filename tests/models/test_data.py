@@ -10,7 +10,8 @@ import pytest
 import torch
 from torchvision import transforms
 
-from curvserve.data import load_digits, load_mnist, normalise, normalise_colours
+from curvserve.data import load_digits, load_mnist, normalise
+from curvserve.data.normalise import normalise_colours
 from tests.models.idx import write_mnist
 
 
