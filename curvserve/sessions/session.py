@@ -13,10 +13,7 @@ from curvserve_client.errors import (
     CheckpointExists,
     Overloaded,
     ProblemError,
-    SessionLost,
     StorageFailed,
-    UnknownSession,
-    WorkersLost,
 )
 from curvserve_client.rules import Quantities, override_rule, rule_options
 from curvserve_client.types import CurvatureResult, EvaluateResult, ParameterSpec, SessionInfo
@@ -28,11 +25,12 @@ from .attendance import Attendance, Caller, Request
 from .curvature import SeenStep
 from .durability import Durability
 from .events import Events
-from .executor import Executor, StateLost
+from .executor import Executor
 from .machine import Expectation, Kind, Machine, Receipt, Ticket
 from .observer import Observer
 from .pending import Pending, Reduction
 from .recovery import Restore
+from .residence import Residence
 from .state import SessionState, Tensors
 from .steps import rule_groups
 from .storage import BatchRef, Change, CheckpointInfo, Level, SessionRecord
@@ -45,9 +43,6 @@ BatchReader = Callable[[], Awaitable[Tensors]]
 Option = float | int | bool
 
 T = TypeVar("T")
-
-LOSSES = 3
-"""Times in a row that a state may be lost under one request, before its caller is told."""
 
 HISTORY = 4096
 """Steps that `history` can tell of."""
@@ -87,8 +82,6 @@ class Session:
     Attributes:
         record: name, model, seed, rule and time of beginning.
         model: the recipe of its model.
-        state: the current version.
-        problems: what was found damaged or different when the session was recovered.
     """
 
     def __init__(
@@ -122,20 +115,15 @@ class Session:
         """
         self.record = record
         self.model = model
-        self.state = state
-        self.problems = tuple(problems)
+        self._residence = Residence(record.name, state, executor, restore)
+        self._problems = tuple(problems)
         self._machine = machine
         self._executor = executor
         self._durability = durability
         self._events = events
         self._observer = observer
-        self._restore = restore
         self._attendance = Attendance(record.name, machine)
         self._turn = asyncio.Lock()
-        self._waking = asyncio.Lock()
-        self._deleted = False
-        self._used = time.monotonic()
-        self._pending: Pending | None = None
         self._seconds = 0.0
         self._history: deque[dict[str, Any]] = deque(history, maxlen=HISTORY)
         self._failures: deque[dict[str, Any]] = deque(maxlen=FAILURES)
@@ -144,6 +132,16 @@ class Session:
     def name(self) -> str:
         """What clients call it."""
         return self.record.name
+
+    @property
+    def state(self) -> SessionState:
+        """The current version."""
+        return self._residence.state
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What was found damaged or different when the session was recovered, or woken."""
+        return self._problems + self._residence.problems
 
     @property
     def durable_version(self) -> int | None:
@@ -158,7 +156,7 @@ class Session:
     @property
     def is_parked(self) -> bool:
         """Whether no device holds it: the next request has to wait for one."""
-        return not self._executor.holds(self.state)
+        return self._residence.is_parked
 
     def describe(self) -> SessionInfo:
         """Return the session as it is told to clients."""
@@ -214,7 +212,7 @@ class Session:
         async def read(state: SessionState) -> tuple[int, Tensors]:
             return state.version, await self._executor.parameters(state)
 
-        return await self._at_state(read)
+        return await self._residence.at(read)
 
     def knows(self, key: str) -> bool:
         """Tell whether a change with this key was carried out, or is being worked on."""
@@ -302,7 +300,7 @@ class Session:
 
         async def compute(state: SessionState) -> _Outcome:
             tensors = await batch()
-            before = self._pending if accumulate else None
+            before = self._residence.pending if accumulate else None
             computing = self._executor.forward_backward(state, tensors, before, reduction)
             (pending, result), ref = await self._writing(tensors, computing)
             return _Outcome(state, result.to_dict(), pending=pending.written(ref))
@@ -336,7 +334,7 @@ class Session:
 
         async def compute(state: SessionState) -> _Outcome:
             stepped = rule_groups(state, options, groups)
-            present = self._pending
+            present = self._residence.pending
             assert present is not None  # or the machine would have refused to start
             after, result = await self._executor.optim_step(state, present, stepped, scales)
             said = {
@@ -392,7 +390,7 @@ class Session:
                     raise
                 return found  # the retry of a call whose answer was lost
 
-        info = await self._at_state(keep)
+        info = await self._residence.at(keep)
         self._publish("checkpoint", name=name, version=info.version)
         return info
 
@@ -412,8 +410,7 @@ class Session:
         """End the session at once; a change under way is not applied any more."""
         self._machine.delete()
         self._observer.close()
-        self._deleted = True
-        self._executor.release(self.state)
+        self._residence.give_up()
         await self._durability.delete(self.name)
         self._publish("deleted")
 
@@ -431,7 +428,7 @@ class Session:
 
     async def close(self) -> None:
         """Keep the last version in a snapshot, so that the next start has nothing to replay."""
-        if self._executor.holds(self.state):
+        if not self.is_parked:
             await self._durability.snapshot(self.name, self.state)
 
     async def park(self, seconds: float) -> None:
@@ -447,24 +444,22 @@ class Session:
         """
 
         def idle() -> bool:
-            unused = self._machine.depth == 0 and time.monotonic() - self._used >= seconds
-            return unused and self._executor.holds(self.state)
+            return self._machine.depth == 0 and self._residence.is_unused(seconds)
 
         if not idle():
             return
         async with self._turn:
             stored = self._durability.level is not Level.NONE
-            if self._pending is not None and not stored:
+            state, pending = self.state, self._residence.pending
+            if pending is not None and not stored:
                 return  # its batches are kept nowhere else
-            refs = () if self._pending is None else self._pending.batches
-            state = self.state
+            refs = () if pending is None else pending.batches
             if stored:
                 await self._durability.snapshot(self.name, state, refs)
             else:
                 state = await self._executor.to_host(state)
             if idle():  # still
-                self._executor.release(self.state)
-                self.state = state
+                self._residence.park(state)
 
     async def _read(
         self,
@@ -479,7 +474,7 @@ class Session:
         async def work() -> T:
             try:
                 self._machine.start(ticket)
-                found = await self._at_state(compute)
+                found = await self._residence.at(compute)
             except BaseException:
                 self._machine.fail(ticket)
                 raise
@@ -531,7 +526,7 @@ class Session:
         began = time.perf_counter()
         try:
             reached("before_compute")
-            outcome = await self._at_state(compute)
+            outcome = await self._residence.at(compute)
             reached("after_compute")
             self._machine.computed(ticket)
         except ProblemError as error:
@@ -541,50 +536,14 @@ class Session:
         if ticket.kind is not Kind.ACCUMULATE:
             await self._make_durable(ticket, outcome, receipt)
         reached("before_swap")
-        before, self.state, self._pending = self.state, outcome.state, outcome.pending
+        before = self.state
+        self._residence.state, self._residence.pending = outcome.state, outcome.pending
         self._machine.commit(ticket, receipt)
         reached("after_swap")
         self._note(ticket, receipt, time.perf_counter() - began)
         if outcome.seen is not None:
             self._show(before, outcome, outcome.seen)
         return receipt
-
-    async def _at_state(self, compute: Callable[[SessionState], Awaitable[T]]) -> T:
-        """Have something computed at the current version, which is brought back where it is gone.
-
-        Nothing that an executor computes changes anything, so what was lost can be done again.
-        """
-        for _ in range(LOSSES):
-            self._used = time.monotonic()
-            try:
-                if not self._executor.holds(self.state):
-                    async with self._waking:
-                        if not self._executor.holds(self.state):
-                            await self._wake()
-                return await compute(self.state)
-            except StateLost as lost:
-                reason = lost
-                log.warning("session %s: %s; its state is brought back", self.name, lost)
-            finally:
-                self._used = time.monotonic()
-        raise WorkersLost(f"{LOSSES} times in a row: {reason}; the session is unchanged")
-
-    async def _wake(self) -> None:
-        version = self.state.version
-        if self.state.is_elsewhere:
-            state, pending, problems = await self._restore(self.name, self._pending)
-        else:
-            state = await self._executor.adopt(self.state, self.name)
-            pending, problems = self._pending, ()
-        if self._deleted:  # meanwhile
-            self._executor.release(state)
-            raise UnknownSession(f"no session is called {self.name!r}")
-        if state.version != version:
-            self._executor.release(state)
-            message = f"its workers held version {version}; version {state.version} is stored"
-            raise SessionLost(message)
-        self.problems += tuple(problems)
-        self.state, self._pending = state, pending
 
     async def _make_durable(self, ticket: Ticket, outcome: _Outcome, receipt: Receipt) -> None:
         change = Change(

@@ -212,7 +212,7 @@ def test_a_mean_over_batches_is_that_over_their_samples() -> None:
             await session.forward_backward(request(), given, accumulate=more, reduction=mean)
         with pytest.raises(InvalidRequest, match="a mean over batches; expected reduction=mean"):
             await session.forward_backward(request(), some_batch, accumulate=True)
-        pending = session._pending
+        pending = session._residence.pending
         assert pending is not None
         for name in start.parameters:
             expected = (6 * parts[0][name] + 12 * parts[1][name]) / 18
