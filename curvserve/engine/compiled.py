@@ -20,7 +20,7 @@ from curvserve.engine.cuda_graphs import Captured, CudaGraphs, Recorder, obstacl
 from curvserve.engine.draws import GivenDraws, GlobalDraws, Numbers, SeededDraws
 from curvserve.engine.evaluate import Evaluation, Part, evaluate_with, resolve
 from curvserve.engine.losses import Draws
-from curvserve.engine.programs import ALL, Operations, Sharing, Straight, Way, written_down
+from curvserve.engine.programs import ALL, Operations, Sharing, Straight, Way, layout, written_down
 from curvserve.engine.quantities import Quantity
 from curvserve.engine.rewriting import shortened
 from curvserve.engine.share import Split
@@ -135,11 +135,11 @@ class Evaluator:
         key = (
             seeded,
             part,
-            _layout(inputs),
-            _layout(targets),
+            layout(inputs),
+            layout(targets),
             tuple((name, repr(quantity)) for name, quantity in asked.items()),
             tuple(module.training for module in self._modules),
-            tuple((*_layout(p), p.requires_grad) for p in self._parameters),
+            tuple((*layout(p), p.requires_grad) for p in self._parameters),
             torch.is_autocast_enabled(inputs.device.type),
             torch.get_autocast_dtype(inputs.device.type),
         )
@@ -335,10 +335,6 @@ def _reason(error: Exception) -> str:
     if "_local_scalar_dense" in text:
         return "Python looks at a value, in the model, the loss or a quantity"
     return f"{type(error).__name__}: {text}"
-
-
-def _layout(tensor: Tensor) -> tuple[Hashable, ...]:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def _same(own: Tensor, wanted: Tensor) -> bool:

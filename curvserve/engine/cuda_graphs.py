@@ -6,16 +6,18 @@ program is given is copied to a place of the graph's own before, and what it ret
 there.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.utils.weak import WeakIdKeyDictionary
 
-from curvserve.engine.programs import ALL, Rest, Way
+from curvserve.engine.programs import ALL, Rest, Way, layout
 from curvserve.engine.storages import Storages
 
 __all__ = ["Captured", "CudaGraphs", "Recorder", "obstacle"]
@@ -34,31 +36,48 @@ _WAITING = ("linalg_", "_linalg_", "cholesky", "geqrf", "ormqr", "_ctc_loss")
 """How operations are called that ask the GPU how they fared, or how long something is."""
 
 
-class Recorder(Protocol):
-    """Records what a function without arguments launches."""
+class Recorder(ABC):
+    """Records what functions launch. What is recorded must not run at the same time."""
 
-    def __call__(self, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
-        """Runs the function.
+    def __init__(self) -> None:
+        """Records nothing yet."""
+        self._places = WeakIdKeyDictionary()
+
+    def place(self, tensor: Tensor) -> Tensor:
+        """Where a tensor that others may give other memory lies for all that is recorded.
+
+        Args:
+            tensor: A parameter, say; its values are copied there at first.
+        """
+        place: Tensor | None = self._places.get(tensor)
+        if place is None or layout(place) != layout(tensor):
+            place = self._places[tensor] = tensor.detach().clone()
+        return place
+
+    @abstractmethod
+    def record(self, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
+        """Runs a function without arguments.
 
         Returns:
             Its results, and what does the same again, and writes over them.
         """
 
 
-class CudaGraphs:
+class CudaGraphs(Recorder):
     """Records CUDA graphs that share the memory between their results.
 
-    They must not run at the same time, so all are one thread's. What one has returned is another's
-    to write over, unless it is held: :class:`Captured` does that.
+    All are one thread's. What one has returned is another's to write over, unless it is held:
+    :class:`Captured` does that.
     """
 
     def __init__(self) -> None:
         """Records nothing yet."""
+        super().__init__()
         self._alive: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
         self._stream: torch.cuda.Stream | None = None
 
-    def __call__(self, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
-        """See :class:`Recorder`; the kernels are those of the current device."""
+    def record(self, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
+        """See the base class; the kernels are those of the current device."""
         # one for all: memory is used again on the stream where it was used
         stream = self._stream = self._stream or torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -106,12 +125,12 @@ class Captured:
         """
         given = {name: _attribute(program, name) for name in _constants(program)}
         moved = [name for name in given if given[name].device == arguments[0].device]
-        own = given | {name: given[name].detach().clone() for name in moved}
+        own = given | {name: recorder.place(given[name]) for name in moved}
         places = [argument.clone() for argument in arguments]
         written = Storages(program.graph).written
         changed = {node.target for node in written if node.op == "get_attr"}
         runner = GraphModule(own, program.graph)
-        self._results, self._again = recorder(lambda: runner(*places))
+        self._results, self._again = recorder.record(lambda: runner(*places))
         self._constants = [given[name] for name in moved]
         self._copy_in = _Copies([*places, *(own[name] for name in moved)])
         self._changed = [(given[name], own[name]) for name in moved if name in changed]

@@ -1,6 +1,6 @@
 """Evaluations written down as flat operations, and how they are run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +13,16 @@ from curvserve.engine.branches import cut
 from curvserve.engine.recording import attached
 from curvserve.engine.rewriting import pooled_first, shortened
 
-__all__ = ["ALL", "Operations", "Rest", "Sharing", "Straight", "Way", "written_down"]
+__all__ = [
+    "ALL",
+    "Operations",
+    "Rest",
+    "Sharing",
+    "Straight",
+    "Way",
+    "layout",
+    "written_down",
+]
 
 _MOST_OPERATIONS = 20_000
 
@@ -29,6 +38,11 @@ ALL = -1
 """All samples go back together."""
 
 Rest = Callable[[], list[Tensor] | None]
+
+
+def layout(tensor: Tensor) -> tuple[Hashable, ...]:
+    """What a program depends on of a tensor beside its values."""
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 class Operations(Protocol):

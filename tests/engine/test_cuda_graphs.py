@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 
 from curvserve.engine import Evaluation, Evaluator, compiled, evaluate, reproducible
-from curvserve.engine.cuda_graphs import Captured, obstacle
+from curvserve.engine.cuda_graphs import Captured, Recorder, obstacle
 from curvserve.engine.errors import NonFiniteError
 from curvserve.engine.programs import written_down
 from curvserve.engine.quantities import QUANTITIES
@@ -39,22 +39,32 @@ EAGER = {
 LOSS = nn.CrossEntropyLoss()
 
 
-def again(run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
+class Again(Recorder):
     """Records nothing: runs it once more each time."""
-    results = [result.clone() for result in run()]
 
-    def replay() -> None:
-        for result, value in zip(results, run(), strict=True):
-            result.copy_(value)
+    def record(self, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
+        results = [result.clone() for result in run()]
 
-    return results, replay
+        def replay() -> None:
+            for result, value in zip(results, run(), strict=True):
+                result.copy_(value)
+
+        return results, replay
+
+
+class Fails(Recorder):
+    """Cannot."""
+
+    def record(self, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
+        run()
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
 
 @pytest.fixture(autouse=True)
 def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The CPU has a recorder too; and all have the same bits each time."""
     real = compiled.recorders
-    monkeypatch.setattr(compiled, "recorders", lambda: real() | {"cpu": again})
+    monkeypatch.setattr(compiled, "recorders", lambda: real() | {"cpu": Again()})
     torch.manual_seed(0)
     with reproducible():
         yield
@@ -215,11 +225,7 @@ def test_a_tensor_of_the_model_elsewhere_stands_against_a_graph() -> None:
 def test_a_program_that_cannot_be_recorded_runs_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fails(run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
-        run()
-        raise RuntimeError("operation not permitted when stream is capturing\nand more")
-
-    monkeypatch.setattr(compiled, "recorders", lambda: {"cpu": fails})
+    monkeypatch.setattr(compiled, "recorders", lambda: {"cpu": Fails()})
     model = nn.Linear(4, 3)
     evaluator = Evaluator(model, LOSS, eager_calls=1)
     for seed in range(4):
@@ -305,9 +311,20 @@ def test_shapes_share_their_memory() -> None:
 def test_a_program_is_held_by_its_recording_alone() -> None:
     x = torch.randn(8, 4)
     program = shortened(written_down(lambda x: [x * 2, x.sum()], x))
-    captured = Captured(program, [x], again)
+    captured = Captured(program, [x], Again())
     for _ in range(3):
         x = torch.randn(8, 4)
         _, rest = captured.begin(x)
         doubled, total = rest() or []
         assert torch.equal(doubled, x * 2) and torch.equal(total, x.sum())
+
+
+def test_parameters_lie_in_one_place_for_all_shapes() -> None:
+    recorder, weight = Again(), nn.Parameter(torch.randn(3, 4))
+    place = recorder.place(weight)
+    weight.data = torch.randn(3, 4)
+    assert recorder.place(weight) is place and not place.requires_grad
+    weight.data = torch.randn(4, 3).T  # as a session may have it that lays it otherwise
+    other = recorder.place(weight)
+    assert other is not place and other.stride() == weight.stride()
+    assert torch.equal(other, weight)
