@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +55,14 @@ class Recorder(ABC):
         return place
 
     @abstractmethod
-    def record(self, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
+    def record(
+        self, run: Callable[[], list[Tensor]], device: torch.device
+    ) -> tuple[list[Tensor], Callable[[], None]]:
         """Runs a function without arguments.
+
+        Args:
+            run: The function.
+            device: What it computes on.
 
         Returns:
             Its results, and what does the same again, and writes over them.
@@ -73,30 +79,38 @@ class CudaGraphs(Recorder):
     def __init__(self) -> None:
         """Records nothing yet."""
         super().__init__()
-        self._alive: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
-        self._stream: torch.cuda.Stream | None = None
+        self._alive: WeakKeyDictionary[torch.cuda.CUDAGraph, torch.device] = WeakKeyDictionary()
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    def record(self, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
-        """See the base class; the kernels are those of the current device."""
-        # one for all: memory is used again on the stream where it was used
-        stream = self._stream = self._stream or torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                run()
-        torch.cuda.current_stream().wait_stream(stream)
-        pool = next((graph.pool() for graph in self._alive), None)
-        pool = pool or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # other threads may go on with what is theirs
-            with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
-                results = run()
-        except Exception:
-            _let_go(pool, stream)
-            raise
-        self._alive.add(graph)
-        return results, graph.replay
+    def record(
+        self, run: Callable[[], list[Tensor]], device: torch.device
+    ) -> tuple[list[Tensor], Callable[[], None]]:
+        """See the base class."""
+        with torch.cuda.device(device):
+            # one for all: memory is used again on the stream where it was used
+            stream = self._streams.setdefault(device, torch.cuda.Stream())
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):
+                    run()
+            torch.cuda.current_stream().wait_stream(stream)
+            others = (graph for graph, where in self._alive.items() if where == device)
+            pool = next((graph.pool() for graph in others), None) or torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            try:
+                # other threads may go on with what is theirs
+                with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+                    results = run()
+            except Exception:
+                _let_go(pool, stream)
+                raise
+        self._alive[graph] = device
+
+        def again() -> None:
+            with torch.cuda.device(device):
+                graph.replay()
+
+        return results, again
 
 
 def _let_go(pool: Any, stream: torch.cuda.Stream) -> None:
@@ -130,7 +144,7 @@ class Captured:
         written = Storages(program.graph).written
         changed = {node.target for node in written if node.op == "get_attr"}
         runner = GraphModule(own, program.graph)
-        self._results, self._again = recorder.record(lambda: runner(*places))
+        self._results, self._again = recorder.record(lambda: runner(*places), arguments[0].device)
         self._constants = [given[name] for name in moved]
         self._copy_in = _Copies([*places, *(own[name] for name in moved)])
         self._changed = [(given[name], own[name]) for name in moved if name in changed]

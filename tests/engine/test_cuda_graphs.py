@@ -42,7 +42,9 @@ LOSS = nn.CrossEntropyLoss()
 class Again(Recorder):
     """Records nothing: runs it once more each time."""
 
-    def record(self, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
+    def record(
+        self, run: Callable[[], list[Tensor]], device: torch.device
+    ) -> tuple[list[Tensor], Callable[[], None]]:
         results = [result.clone() for result in run()]
 
         def replay() -> None:
@@ -55,7 +57,9 @@ class Again(Recorder):
 class Fails(Recorder):
     """Cannot."""
 
-    def record(self, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
+    def record(
+        self, run: Callable[[], list[Tensor]], device: torch.device
+    ) -> tuple[list[Tensor], Callable[[], None]]:
         run()
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
