@@ -47,9 +47,9 @@ class Evaluator:
     Python has to look at values, calls stay eager, and :meth:`refusals` says why.
 
     On a GPU the program becomes a CUDA graph, or is run operation by operation where it cannot,
-    and :meth:`obstacles` says why. Its memory is kept for the next batch. There cuDNN computes a
-    gradient with other bits each time, so that no program could be held against an eager pass,
-    unless ``torch.backends.cudnn.deterministic`` is set.
+    and :meth:`obstacles` says why. Its memory is kept for the next batch. An eager pass has other
+    bits each time there, and no program could be held against it, unless both are inside
+    :func:`curvserve.engine.reproducible`.
 
     The model may get other values (``parameter.data = ...``), mode and ``requires_grad`` between
     calls, not other layers or options. For one thread at a time.
@@ -102,7 +102,10 @@ class Evaluator:
             return program.made(inputs, targets, seed)
         try:
             found = program.run(inputs, targets, seed)
-        except RuntimeError:  # torch draws no class from what is NaN
+        except RuntimeError:
+            if seed is not None:
+                raise
+            # torch's own generator draws no class from what is NaN; this says where that is
             return program.eager(inputs, targets, seed)
         if found is None:
             return program.compared(inputs, targets, seed)
@@ -242,7 +245,7 @@ class _Program:
         if not self.refusal and all(map(_same, own, wanted)):
             self.verified.add(way)
         else:
-            self.refusal = self.refusal or "the program gave other numbers than the eager pass"
+            self.refusal = self.refusal or _mismatch(inputs.device)
             self.operations = None
         return found
 
@@ -328,6 +331,13 @@ def _asserts(program: GraphModule) -> bool:
     """Whether a program draws by what trusts that it is given probabilities."""
     find = program.graph.find_nodes
     return any(find(op="call_function", target=operation) for operation in _DRAWING)
+
+
+def _mismatch(device: torch.device) -> str:
+    reason = "the program gave other numbers than the eager pass"
+    if device.type == "cpu" or torch.get_deterministic_debug_mode():
+        return reason
+    return f"{reason}, which has others each time: see curvserve.engine.reproducible"
 
 
 def _reason(error: Exception) -> str:

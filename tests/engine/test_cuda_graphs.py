@@ -278,6 +278,18 @@ def test_a_recording_that_fails_leaves_torch_as_it_was() -> None:
 
 
 @on_gpu
+def test_what_has_other_bits_each_time_is_told_how_it_has_the_same() -> None:
+    model = Does(lambda x: x + torch.rand((), device="cuda")).cuda()
+    torch.set_deterministic_debug_mode("default")
+    evaluator = Evaluator(model, LOSS, eager_calls=1)
+    for seed in range(3):
+        if seed == 2:  # as an operation that adds up in any order would
+            model.function = lambda x: x + 1.0
+        evaluator(torch.randn(8, 4).cuda(), torch.randint(3, (8,)).cuda(), ["grad"], seed=seed)
+    assert evaluator.refusals()[0].endswith("see curvserve.engine.reproducible")
+
+
+@on_gpu
 @pytest.mark.parametrize("name", ["mnist_cnn", "mlp", "cifar_3c3d", "byte_transformer"])
 def test_models_of_the_server_are_graphs(name: str) -> None:
     recipe = resolve(name)
