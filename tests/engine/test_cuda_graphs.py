@@ -4,7 +4,7 @@ Where there is no GPU, a recorder of these tests takes the graph's place: it run
 again, on the same memory, and writes over its results.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 import torch
@@ -31,6 +31,8 @@ pytestmark = [
 ]
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=on_gpu)]
+HERE = {"seed_cnn", "transformer_encoder", "checkpointed", "grad_batch", "kfac", "ekfac", "diag_h"}
+"""What is recorded on a CPU too: how its numbers come about makes no difference there."""
 EAGER = {
     *("diag_h", "diag_h_batch", "kfra"),  # look at a value
     *("hutchinson_diagonal", "hutchinson_trace"),  # have a generator of their own
@@ -90,8 +92,13 @@ def on(device: str, case: Case) -> Case:
     return Case(model, case.inputs.to(device), case.targets.to(device), loss, case.samples)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", sorted(QUICK))
+def on_devices(names: Iterable[str]) -> list[object]:
+    """Arguments of a test: each name on a GPU, some on a CPU."""
+    there = [pytest.param(name, "cuda", marks=on_gpu) for name in sorted(names)]
+    return [*((name, "cpu") for name in sorted(HERE & set(names))), *there]
+
+
+@pytest.mark.parametrize(("name", "device"), on_devices(QUICK))
 def test_it_has_the_bits_of_the_eager_pass(name: str, device: str) -> None:
     case, other = on(device, make(name)), on(device, make(name, 1))
     evaluator = Evaluator(case.model, case.loss, eager_calls=1)
@@ -107,8 +114,7 @@ def test_it_has_the_bits_of_the_eager_pass(name: str, device: str) -> None:
         assert evaluator.captured() == 1, (evaluator.refusals(), evaluator.obstacles())
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("quantity", sorted(QUANTITIES))
+@pytest.mark.parametrize(("quantity", "device"), on_devices(QUANTITIES))
 def test_every_quantity_has_the_bits_of_the_eager_pass(quantity: str, device: str) -> None:
     case = on(device, make("mlp"))
     evaluator = Evaluator(case.model, case.loss, eager_calls=1)

@@ -1,5 +1,7 @@
 """Diagonals of the Hessian, and products with it and with the Gauss-Newton matrix."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,12 @@ def hessians(case: Case) -> Blocks:
     return reference.hessian_blocks(case.model, case.loss, case.inputs, case.targets)
 
 
+@cache
+def hessians_of(name: str) -> Blocks:
+    """Those of a case of the zoo, which several tests want; computed by brute force."""
+    return hessians(make(name))
+
+
 def diagonals(case: Case, blocks: Blocks) -> Blocks:
     return {k: blocks[k].diagonal().view_as(p) for k, p in reference.trained(case.model).items()}
 
@@ -41,7 +49,7 @@ def error_of(found: Blocks, expected: Blocks) -> float:
 def test_the_diagonal_of_the_hessian(name: str) -> None:
     case = make(name)
     run(case, DiagHessian())
-    assert error_of(collected(case, "diag_h"), diagonals(case, hessians(case))) < 1e-11
+    assert error_of(collected(case, "diag_h"), diagonals(case, hessians_of(name))) < 1e-11
 
 
 @pytest.mark.parametrize(
@@ -64,7 +72,7 @@ def test_products_with_the_blocks(name: str) -> None:
     case = make(name)
     run(case, GGNMP(), HMP())
     ggn = reference.ggn_blocks(case.model, case.loss, case.inputs, case.targets)
-    hessian = hessians(case)
+    hessian = hessians_of(name)
     torch.manual_seed(0)
     for field, blocks in (("ggnmp", ggn), ("hmp", hessian)):
         found, expected = {}, {}
