@@ -15,6 +15,8 @@ from .. import phases
 from ..failpoints import reached
 from .body import JSON
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
 CHUNK = 1024 * 1024
 """Bytes handed to the socket at a time; more only piles up in its buffer."""
 
@@ -108,4 +110,4 @@ def _dump_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
 
 
 def _dump(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    return _ENCODER.encode(document).encode()

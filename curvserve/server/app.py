@@ -1,6 +1,7 @@
 """The application: routes over sessions over an executor."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
@@ -79,7 +80,7 @@ def create_app(
         docs_url=None,  # its pages load their parts from another host
         redoc_url=None,
         lifespan=_lifespan(context, status),
-        telemetry={"auto_configure": True} if telemetry is None else telemetry,
+        telemetry=_as_told_by_variables() if telemetry is None else telemetry,
     )
     app.state.context = context
     handle_problems(app)
@@ -92,6 +93,13 @@ def create_app(
     app.add_middleware(Observation, routes=RouteTable(app), metrics=metrics, status=status)
     app.add_middleware(RequestId)  # the last one added is the first to see a request
     return app
+
+
+def _as_told_by_variables() -> TelemetryConfig:
+    if any(name.startswith("OTEL_") for name in os.environ):
+        return {"auto_configure": True}
+    # or FastAPI would look at each request whether somebody has begun to
+    return {"tracing": False, "metrics": False, "logs": False}
 
 
 def _lifespan(

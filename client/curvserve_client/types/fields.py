@@ -10,6 +10,13 @@ from ..errors import ProtocolError
 _LARGEST = sys.float_info.max
 
 
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_constant)
+
+
 def parse_json(source: str | bytes | bytearray | memoryview) -> Any:
     """Return the JSON value in a text; NaN and Infinity are not JSON.
 
@@ -18,7 +25,7 @@ def parse_json(source: str | bytes | bytearray | memoryview) -> Any:
     """
     try:
         decoded = source if isinstance(source, str) else str(source, "utf-8")
-        return json.loads(decoded, parse_constant=_constant)
+        return _DECODER.decode(decoded)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"the answer is not JSON: {error}") from error
 
@@ -122,7 +129,3 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 def _refuse(name: str, kind: str, value: object) -> NoReturn:
     raise ProtocolError(f"the answer's {name!r} is not {kind}: {value!r:.80}")
-
-
-def _constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
