@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.server.process import PATIENCE, Server, serving
 
 MODEL = "torchvision:resnet18,size=32,classes=10"
-STEPS, CHECKPOINT_AT, KILLED_AFTER, BATCH_SIZE = 12, 7, 8, 2
+STEPS, CHECKPOINT_AT, KILLED_AFTER, BATCH_SIZE = 10, 7, 8, 2
 
 
 def batches() -> Iterator[tuple[Tensor, Tensor]]:
