@@ -270,7 +270,7 @@ class _Program:
         split = Split("all")
         whole = written_down(self._flat(split, seeded=seeded), inputs, targets, *numbers)
         if not seeded and inputs.device.type != "cpu" and _asserts(whole):
-            raise ValueError("a GPU that is to draw from what is NaN is lost: give a seed")
+            raise ValueError("a GPU that draws classes of NaN stops for good: give a seed")
         if split.shared is None:
             self.operations = self._one_way(shortened(whole), [inputs, targets, *numbers])
             return

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from curvserve.engine.programs import ALL, Rest, Way, layout
 from curvserve.engine.storages import Storages
+from curvserve.engine.traced import is_mask, is_random
 
 __all__ = ["Captured", "CudaGraphs", "Recorder", "obstacle"]
 
@@ -29,7 +30,6 @@ _META = torch.device("meta")
 """Where the values of operations lie that were put into a program; they move what others made."""
 
 _aten = torch.ops.aten
-_MASKS = (torch.bool, torch.uint8)
 _COPIES = (_aten._to_copy.default, _aten.copy_.default)
 _PUTS = (_aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default)
 _WAITING = ("linalg_", "_linalg_", "cholesky", "geqrf", "ormqr", "_ctc_loss")
@@ -101,7 +101,7 @@ class CudaGraphs(Recorder):
                 # other threads may go on with what is theirs
                 with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
                     results = run()
-            except Exception:
+            except Exception:  # whatever it is, it goes on
                 _let_go(pool, stream)
                 raise
         self._alive[graph] = device
@@ -219,7 +219,7 @@ def obstacle(program: GraphModule, model: nn.Module, arguments: Sequence[Tensor]
                 return f"{node.target} copies to {device} in the middle"
             if _waits(node):
                 return f"{node.target} waits for {device}"
-            if elsewhere and (not fixed.issuperset(inputs) or _is_random(node)):
+            if elsewhere and (not fixed.issuperset(inputs) or is_random(node)):
                 return f"{node.target} computes on {elsewhere[0].device}"
             if elsewhere:
                 fixed.add(node)
@@ -230,7 +230,7 @@ def _waits(node: Node) -> bool:
     name = getattr(node.target, "__name__", "")
     if node.target in _PUTS:  # a mask is made numbers of, as many as it says
         indices: Any = node.args[1]
-        return any(i is not None and i.meta["val"].dtype in _MASKS for i in indices)
+        return any(map(is_mask, indices))
     return name.startswith(_WAITING) and not name.startswith("linalg_vector_norm")
 
 
@@ -248,7 +248,3 @@ def _values(node: Node) -> list[Tensor]:
     found = node.meta.get("val")
     several = found if isinstance(found, (list, tuple)) else [found]
     return [value for value in several if isinstance(value, Tensor)]
-
-
-def _is_random(node: Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())

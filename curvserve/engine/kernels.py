@@ -74,9 +74,31 @@ def _no_warning() -> Iterator[None]:
         functorch._set_vmap_fallback_warning_enabled(True)
 
 
+@contextmanager
+def _same_bits() -> Iterator[None]:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for with the rest
+    mode = torch.get_deterministic_debug_mode()
+    memory: Any = torch.utils.deterministic  # not declared to type checkers
+    filled = memory.fill_uninitialized_memory
+    cudnn = torch.backends.cudnn.deterministic
+    efficient = torch.backends.cuda.mem_efficient_sdp_enabled()
+    torch.set_deterministic_debug_mode("warn")
+    memory.fill_uninitialized_memory = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        memory.fill_uninitialized_memory = filled
+        torch.backends.cudnn.deterministic = cudnn
+        torch.backends.cuda.enable_mem_efficient_sdp(efficient)
+
+
 _math_attention = _Setting(lambda: sdpa_kernel(SDPBackend.MATH))
 _without_cudnn = _Setting(_no_cudnn)
 _without_warning = _Setting(_no_warning)
+_deterministic = _Setting(_same_bits)
 
 
 @contextmanager
@@ -110,29 +132,14 @@ def reproducible() -> Iterator[None]:
     """Has a GPU compute the same bits each time, in the whole process, as far as torch can.
 
     Attention that is efficient with memory cannot, and is done in plain operations. Of what else
-    has no such kernel torch warns, naming the operation.
+    has no such kernel torch warns, naming the operation. Blocks may overlap.
 
     Example:
         >>> with reproducible():
         ...     found = evaluator(inputs, targets, ["grad", "diag_ggn_mc"], seed=0)
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for with the rest
-    mode = torch.get_deterministic_debug_mode()
-    memory: Any = torch.utils.deterministic  # not declared to type checkers
-    filled = memory.fill_uninitialized_memory
-    cudnn = torch.backends.cudnn.deterministic
-    efficient = torch.backends.cuda.mem_efficient_sdp_enabled()
-    torch.set_deterministic_debug_mode("warn")
-    memory.fill_uninitialized_memory = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cuda.enable_mem_efficient_sdp(False)
-    try:
+    with _deterministic():
         yield
-    finally:
-        torch.set_deterministic_debug_mode(mode)
-        memory.fill_uninitialized_memory = filled
-        torch.backends.cudnn.deterministic = cudnn
-        torch.backends.cuda.enable_mem_efficient_sdp(efficient)
 
 
 def difference(recorded: Tensor) -> float:

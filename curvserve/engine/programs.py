@@ -12,6 +12,7 @@ from curvserve.engine import context, share
 from curvserve.engine.branches import cut
 from curvserve.engine.recording import attached
 from curvserve.engine.rewriting import pooled_first, shortened
+from curvserve.engine.traced import is_mask
 
 __all__ = [
     "ALL",
@@ -25,8 +26,6 @@ __all__ = [
 ]
 
 _MOST_OPERATIONS = 20_000
-
-_MASK = torch.empty(0, dtype=torch.bool)
 
 _SAME = (torch.ops.aten.alias.default, torch.ops.aten.detach.default)
 """What returns its argument; torch 2.11 writes down each `detach`, later versions do not."""
@@ -152,6 +151,5 @@ def written_down(function: Callable[..., list[Tensor]], *arguments: Tensor) -> G
 def _is_shaped_by_values(node: Node) -> bool:
     if node.target is torch.ops.aten.index.Tensor:  # by a mask, not by numbers
         indices: Any = node.args[1]
-        kinds = [i.meta.get("val", _MASK).dtype for i in indices if i is not None]
-        return not {torch.bool, torch.uint8}.isdisjoint(kinds)
+        return any(map(is_mask, indices))
     return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())

@@ -15,7 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from curvserve.engine.movements import moved_at_once, stacked
 from curvserve.engine.storages import Storages
-from curvserve.engine.traced import added, like
+from curvserve.engine.traced import added, is_random, like
 
 __all__ = ["pooled_first", "shortened"]
 
@@ -162,11 +162,7 @@ def _once(graph: Graph) -> None:
 
 def _is_plain(node: Node) -> bool:
     tags = getattr(node.target, "tags", ())
-    return node.target in _RESHAPES or (torch.Tag.pointwise in tags and not _is_random(node))
-
-
-def _is_random(node: Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return node.target in _RESHAPES or (torch.Tag.pointwise in tags and not is_random(node))
 
 
 def _soon(graph: Graph) -> None:
@@ -195,7 +191,7 @@ def _order(graph: Graph) -> dict[Node, set[Node]]:
     for node in graph.nodes:
         touched: set[Any] = {storages.first(n) for n in (node, *node.all_input_nodes)}
         touched &= storages.written
-        if node.op in _FIRST or _is_random(node):
+        if node.op in _FIRST or is_random(node):
             touched.add("in order")
         found[node] = set(node.all_input_nodes) | {last[t] for t in touched if t in last}
         last |= dict.fromkeys(touched, node)

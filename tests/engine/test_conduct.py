@@ -3,13 +3,14 @@
 import copy
 import threading
 import weakref
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from curvserve.engine import backpack, context, evaluate, extend
+from curvserve.engine import backpack, context, evaluate, extend, reproducible
 from curvserve.engine.extensions import HBP, HMP, BatchGrad, DiagGGNExact, SumGradSquared
 from curvserve.engine.hbp_options import (
     BackpropStrategy,
@@ -84,6 +85,23 @@ def test_blocks_that_choose_kernels_overlap() -> None:
         other.join()
         assert not torch.backends.cuda.flash_sdp_enabled() and not torch.backends.cudnn.enabled
     assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cudnn.enabled
+
+
+def test_reproducible_blocks_overlap_and_end_in_any_order() -> None:
+    def chosen() -> tuple[object, ...]:
+        memory: Any = torch.utils.deterministic
+        cuda = torch.backends.cuda.mem_efficient_sdp_enabled()
+        mode, cudnn = torch.get_deterministic_debug_mode(), torch.backends.cudnn.deterministic
+        return mode, cudnn, cuda, memory.fill_uninitialized_memory
+
+    before = chosen()
+    first, second = ExitStack(), ExitStack()
+    first.enter_context(reproducible())
+    second.enter_context(reproducible())
+    first.close()  # as a server does that ends before another of its process
+    assert chosen() == (1, True, False, False)
+    second.close()
+    assert chosen() == before != (1, True, False, False)
 
 
 def test_a_block_in_one_thread_is_none_in_another() -> None:

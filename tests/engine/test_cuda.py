@@ -43,9 +43,10 @@ from tests.engine.test_against_backpack import seed_cnn as peers_cnn
 from tests.engine.test_conduct import instance
 from tests.engine.test_quantities import collected, largest_error, run
 from tests.engine.zoo import ZOO, Case, Wrapped, classes, make
+from tests.gpu import on_gpu
 
 pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+    on_gpu,
     # torch says so where a product of matrices is the first that a thread asks of the GPU
     pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS, but there was no current CUDA"),
 ]

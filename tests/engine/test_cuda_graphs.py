@@ -22,6 +22,7 @@ from curvserve.models import Model, resolve
 from curvserve.models.dry_run import draw
 from tests.engine.test_compiled import QUICK, leaves, same_bits
 from tests.engine.zoo import Case, make
+from tests.gpu import on_gpu
 
 pytestmark = [
     # torch says so where a product of matrices is the first that a thread asks of the GPU
@@ -29,7 +30,6 @@ pytestmark = [
     # as cuDNN's nets are once another version is bound
     pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous"),
 ]
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=on_gpu)]
 HERE = {"seed_cnn", "transformer_encoder", "checkpointed", "grad_batch", "kfac", "ekfac", "diag_h"}
 """What is recorded on a CPU too: how its numbers come about makes no difference there."""

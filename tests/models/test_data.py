@@ -12,6 +12,7 @@ from torchvision import transforms
 
 from curvserve.data import load_digits, load_mnist, normalise
 from curvserve.data.normalise import normalise_colours
+from tests.gpu import on_gpu
 from tests.models.idx import write_mnist
 
 
@@ -70,7 +71,7 @@ def test_a_folder_without_mnist_is_refused_with_what_is_expected(tmp_path: Path)
         load_mnist(tmp_path, "train")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+@on_gpu
 def test_a_gpu_normalises_to_the_bits_of_a_cpu() -> None:
     grey = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     assert torch.equal(normalise(grey.cuda()).cpu(), normalise(grey))

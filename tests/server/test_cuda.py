@@ -20,11 +20,12 @@ from torch import Tensor
 from curvserve.data import load_digits, normalise
 from curvserve.engine import evaluate
 from curvserve.models.mnist_cnn import network
+from tests.gpu import on_gpu
 from tests.server import greedy
 from tests.server.api import COMPUTE, SessionApi, body, code, digits, equal
 from tests.server.process import PATIENCE, Server, serving
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+pytestmark = on_gpu
 
 ON_GPU = ("--model", "mnist_cnn", "--device", "cuda:0")
 JSON = "application/json"

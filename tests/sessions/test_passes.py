@@ -9,6 +9,7 @@ from torch import Tensor
 
 from curvserve.engine.native import library
 from curvserve.sessions import passes
+from tests.gpu import on_gpu
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SHAPES = [(5, 3, 2, 2), (7,), (), (0, 4), (300, 80)]
@@ -17,9 +18,6 @@ SHAPES = [(5, 3, 2, 2), (7,), (), (0, 4), (300, 80)]
 def plain_distance(before: list[Tensor], after: list[Tensor]) -> float:
     changes = [(y - x).double().flatten() for x, y in zip(before, after, strict=True)]
     return torch.cat(changes).norm().item()
-
-
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 
 
 @pytest.fixture(params=["kernel", "torch", pytest.param("cuda", marks=on_gpu)])
