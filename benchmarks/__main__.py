@@ -19,11 +19,10 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
 from benchmarks.nets import CASES
 from benchmarks.options import Options, Part
 from curvserve.bench import INSTALL, QUANTITIES, WrongNumbers, about, missing, say
+from curvserve.server.device import DeviceNotFound, find_device
 
 PARTS = ("passes", "steps", "memory", "growth", "training", "page", "scaling")
 PLOTS = "plots"
@@ -31,23 +30,30 @@ PLOTS = "plots"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the parts that are named, or all, and draw."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("part", nargs="*", choices=[*PARTS, PLOTS, []], help="all without one")
+    about_it = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser("python -m benchmarks", description=about_it)
+    parser.add_argument("part", nargs="*", help=f"{', '.join([*PARTS, PLOTS])}; all without one")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=20.0, help="for a net, once it has three")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--device", default="cpu", help="auto, cpu, or a GPU as cuda:0")
     parser.add_argument("--net", nargs="+", choices={case.name for case in CASES}, default=[])
     parser.add_argument("--quantity", nargs="+", choices=QUANTITIES, default=[])
     parser.add_argument("--batch", type=int, help="in place of each net's own")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     given = parser.parse_args(arguments)
+    if unknown := sorted({*given.part} - {*PARTS, PLOTS}):
+        parser.error(f"no part is called {unknown[0]}; there are: {', '.join([*PARTS, PLOTS])}")
+    try:
+        device = find_device(given.device)
+    except DeviceNotFound as error:
+        parser.error(str(error))
     given.out.mkdir(parents=True, exist_ok=True)
     options = Options(
         given.rounds,
         given.seconds,
         tuple(given.threads),
-        given.device,
+        device,
         tuple(given.net),
         tuple(given.quantity),
         given.batch,

@@ -101,3 +101,19 @@ def test_every_axis_grows_and_every_net_is_what_its_name_says() -> None:
     assert {case.name for case in CASES} == nets
     parts = ["passes", "steps", "memory", "growth", "training", "page", "scaling"]
     assert list(PARTS) == parts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nothing"], "no part is called nothing; there are: passes, steps"),
+        (["passes", "--device", "cuda:99"], "no device 'cuda:99'"),
+        (["passes", "--net", "nothing"], "invalid choice: 'nothing'"),
+    ],
+)
+def test_a_wrong_argument_is_refused_in_one_line(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert told in capsys.readouterr().err.splitlines()[-1]
