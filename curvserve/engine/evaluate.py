@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from curvserve.engine import context, losses, memory_format, share
+from curvserve.engine.convolutions import sent_back
 from curvserve.engine.draws import GlobalDraws, SeededDraws
 from curvserve.engine.errors import NotRecordedError, UnsupportedLossError
 from curvserve.engine.first_order import FirstOrder
@@ -328,7 +329,8 @@ def _evaluate(
     work = _Work(batch, loss, outputs, part, list(named.values()), steady.holds, split)
     if extensions := [q for q in asked.values() if q is not None]:
         work.begin(extensions, draws)
-    gradients = torch.autograd.grad(value, list(named.values()), allow_unused=True)
+    with sent_back(value, convolved=memory_format.convolves(batch.model)):
+        gradients = torch.autograd.grad(value, list(named.values()), allow_unused=True)
     work.end()
     found = work.found
     found[GRADIENT] = {

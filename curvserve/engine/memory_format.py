@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from curvserve.engine.attention import attending
 
-__all__ = ["channels_last", "run"]
+__all__ = ["channels_last", "convolves", "run"]
 
 _BENT: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 """Whether a model takes its images so; one that has a ``view`` of a map does not."""
@@ -39,11 +39,16 @@ def run(model: nn.Module, inputs: Tensor) -> Tensor:
         model: The model.
         inputs: Its input.
     """
-    if not _is_image(inputs) or not _convolves(model):
+    if not _is_image(inputs) or not convolves(model):
         return _output(model, inputs)
     if model not in _BENT:
         return _tried(model, inputs)
     return _output(model, channels_last(inputs) if _BENT[model] else inputs)
+
+
+def convolves(model: nn.Module) -> bool:
+    """Whether a model convolves images."""
+    return any(isinstance(module, nn.Conv2d) for module in model.modules())
 
 
 def _tried(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -71,7 +76,3 @@ def _output(model: nn.Module, inputs: Tensor) -> Tensor:
 
 def _is_image(inputs: Tensor) -> bool:
     return inputs.dim() == 4 and inputs.device.type == "cpu" and inputs.is_floating_point()
-
-
-def _convolves(model: nn.Module) -> bool:
-    return any(isinstance(module, nn.Conv2d) for module in model.modules())

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from curvserve.engine.convolutions import INPUTS
 from curvserve.engine.movements import moved_at_once, stacked
 from curvserve.engine.storages import Storages
 from curvserve.engine.traced import added, is_random, like
@@ -40,7 +41,7 @@ _IN_PLACE = {
 _OWN_MEMORY = {
     *(_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.convolution.default),
     *(_aten.convolution_backward.default, _aten.native_layer_norm_backward.default),
-    *(_POOL, _POOL_BACKWARD, _aten.add.Tensor, _aten.mul.Tensor, _MASK),
+    *(_POOL, _POOL_BACKWARD, _aten.add.Tensor, _aten.mul.Tensor, _MASK, INPUTS),
 }
 """What returns nothing but tensors in memory of their own."""
 

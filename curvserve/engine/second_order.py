@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from curvserve.engine.convolutions import sent_back
 from curvserve.engine.graph import Graph, RecordedCall
 from curvserve.engine.losses import Draws, LossAt
 from curvserve.engine.parts import gather
@@ -19,6 +20,8 @@ from curvserve.engine.plan import Plan
 from curvserve.engine.rows import Rows
 
 __all__ = ["Pass", "Transport"]
+
+_CONVOLUTION = "ConvolutionBackward0"
 
 _TOGETHER_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
 """What the cotangents of columns that go back together may take, at all layers.
@@ -76,14 +79,15 @@ class Transport:
             yield [self._rows(each) for each in self._arrived_together(together)]
 
     def _arrived(self, column: Tensor, *, batched: bool = False) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad(
-            [self.output],
-            [edge for _, _, edge in self._edges()],
-            [column],
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=batched,
-        )
+        with sent_back(column, convolved=_CONVOLUTION in self.graph.operations):
+            return torch.autograd.grad(
+                [self.output],
+                [edge for _, _, edge in self._edges()],
+                [column],
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=batched,
+            )
 
     def _arrived_together(self, columns: Tensor) -> Iterator[tuple[Tensor | None, ...]]:
         """What arrives for each of several columns: in one pass, if every operation allows it."""

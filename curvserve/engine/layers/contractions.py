@@ -3,13 +3,16 @@
 Over the columns of a factor too, where there are several: whatever is made of A is made once.
 
 With T positions, K inputs and O outputs the row of a sample is the matrix ``S_n^T A_n``, O x K.
-Which of these ways is the shortest depends on the sizes alone. The first that fits is taken; each
-gives the same numbers up to rounding.
+Which of these ways is the shortest depends on the sizes, and for one on how many cotangents are
+zero. The first that fits is taken; each gives the same numbers up to rounding.
 
 ===========  ==============================  =====================================================
 way          where                           why
 ===========  ==============================  =====================================================
 squares      T = 1                           ``(S^2)^T A^2``: one product, and no row is formed
+few          a CPU, :mod:`..native` was      what is zero is left out: behind a pool three quarters;
+             compiled, and most of S is      0.2 to 0.6 of the time of tiles; ``native/sparse.py``
+             zero                            has what decides
 tiles        a CPU, and :mod:`..native`      rows are squared and added in registers, never
              was compiled                    written; 0.5 to 0.8 of the time of the ways below
 pairs        T <= 4, rows of 256 KB or more  one product over pairs of positions, in place of N

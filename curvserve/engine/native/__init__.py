@@ -8,14 +8,18 @@ library that torch itself uses.
 
 from curvserve.engine.native.library import admits, instructions
 from curvserve.engine.native.passes import are_finite, distance, divided, fit
+from curvserve.engine.native.sparse import Image, row_sum, spread
 from curvserve.engine.native.squares import square_sum
 
 __all__ = [
+    "Image",
     "admits",
     "are_finite",
     "distance",
     "divided",
     "fit",
     "instructions",
+    "row_sum",
+    "spread",
     "square_sum",
 ]

@@ -1,18 +1,33 @@
 """The library of our kernels, the threads that they run in, and whether they are there at all."""
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["admits", "compiled", "function", "instructions", "level", "openmp"]
+__all__ = [
+    "Numbers",
+    "admits",
+    "compiled",
+    "function",
+    "instructions",
+    "level",
+    "numbers",
+    "openmp",
+    "places",
+]
 
 _INSTRUCTIONS = ("AVX2", "AVX512")
 """How the names begin that torch has for what it may use; ``ATEN_CPU_CAPABILITY`` forbids some."""
+
+
+Numbers = ctypes.Array[ctypes.c_int64]
 
 
 @cache
@@ -66,3 +81,14 @@ def admits(tensor: Tensor) -> bool:
     """Whether the kernels compute on this device and with these numbers."""
     usual = tensor.dtype in (torch.float32, torch.float64)
     return usual and tensor.device.type == "cpu" and instructions() is not None
+
+
+def places(shape: Sequence[int], steps: Sequence[int]) -> list[int]:
+    """How far each number of a tensor with these steps is from the first, in their order."""
+    each = [[i * step for i in range(size)] for size, step in zip(shape, steps, strict=True)]
+    return list(map(sum, product(*each)))
+
+
+def numbers(values: Sequence[int]) -> Numbers:
+    """Whole numbers as the kernels read them."""
+    return (ctypes.c_int64 * len(values))(*values)

@@ -3,13 +3,13 @@
 import ctypes
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from curvserve.engine.native import library
+from curvserve.engine.native import library, sparse
 
 __all__ = ["square_sum"]
 
@@ -74,6 +74,8 @@ def _square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
     if steps[2] != 1 or any(s.stride() != steps for s in columns):
         columns = [s.contiguous() for s in columns]
         steps = columns[0].stride()
+    if (found := sparse.row_sum(seen, columns, axes, squared=True)) is not None:
+        return found[0]
     which = seen.dtype == torch.float64, library.level(library.instructions() or "")
     breadth = kernel.breadth(*which)
     panels = -(-inputs // breadth)
@@ -95,13 +97,10 @@ def _square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
     return result
 
 
-_Numbers = ctypes.Array[ctypes.c_int64]
-
-
 @lru_cache(64)
 def _laid(
     shape: Sequence[int], steps: Sequence[int], axes: int
-) -> tuple[tuple[_Numbers, _Numbers, _Numbers], int]:
+) -> tuple[tuple[library.Numbers, library.Numbers, library.Numbers], int]:
     """How far from the first each position lies, and where a position's inputs do.
 
     The latter as runs of neighbours: offsets and lengths, in their order. Where there is one run,
@@ -109,25 +108,16 @@ def _laid(
     """
     offsets: list[int] = []
     lengths: list[int] = []
-    for place in _places(shape[axes:], steps[axes:]):
+    for place in library.places(shape[axes:], steps[axes:]):
         if offsets and place == offsets[-1] + lengths[-1]:
             lengths[-1] += 1
         else:
             offsets.append(place)
             lengths.append(1)
-    positions = _places(shape[:axes], steps[:axes])
+    positions = library.places(shape[:axes], steps[:axes])
     distances = {after - before for before, after in pairwise(positions)}
     step = distances.pop() if len(lengths) == len(distances) == 1 else 0
-    return (_numbers(positions), _numbers(offsets), _numbers(lengths)), step
-
-
-def _places(shape: Sequence[int], steps: Sequence[int]) -> list[int]:
-    each = [[i * step for i in range(size)] for size, step in zip(shape, steps, strict=True)]
-    return list(map(sum, product(*each)))
-
-
-def _numbers(values: Sequence[int]) -> _Numbers:
-    return (ctypes.c_int64 * len(values))(*values)
+    return (library.numbers(positions), library.numbers(offsets), library.numbers(lengths)), step
 
 
 def _check(seen: Tensor, columns: Sequence[Tensor], axes: int) -> None:
