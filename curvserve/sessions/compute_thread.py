@@ -7,6 +7,8 @@ from time import sleep
 
 import torch
 
+from ..engine import native
+
 
 class ComputeThread(ThreadPoolExecutor):
     """One thread, always the same, with as many workers as torch has when it is made.
@@ -26,6 +28,8 @@ class ComputeThread(ThreadPoolExecutor):
         self._task: Path | None = None
         # a thread asks torch for their number once: what is set for others later is not for it
         self.submit(torch.get_num_threads).result()
+        if device.type == "cpu":
+            self.submit(native.bind_team).result()
 
     def join(self) -> None:
         """Wait for the end of the thread, and of what it frees behind its last line of Python.

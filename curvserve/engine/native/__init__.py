@@ -6,6 +6,7 @@ torch goes into them: tensors are handed over as addresses, and threads are thos
 library that torch itself uses.
 """
 
+from curvserve.engine.native.binding import bind_team
 from curvserve.engine.native.library import admits, instructions
 from curvserve.engine.native.passes import are_finite, distance, divided, fit
 from curvserve.engine.native.sparse import Image, row_sum, spread
@@ -15,6 +16,7 @@ __all__ = [
     "Image",
     "admits",
     "are_finite",
+    "bind_team",
     "distance",
     "divided",
     "fit",
