@@ -17,7 +17,8 @@ def channels_last(images: Tensor) -> Tensor:
     """The same values with their channels last in memory, as the strides say even of a single one.
 
     :func:`curvserve.engine.evaluate` hands images over so, on a CPU, to a model that convolves
-    them, and so does a server. A loop of one's own that does the same gets the same bits.
+    them, and so does a server. A loop of one's own that does the same gets the same numbers, to
+    the bit where no convolution's gradient leaves out zeros, see docs/decisions/0040.
 
     Args:
         images: ``[N, C, H, W]``.
