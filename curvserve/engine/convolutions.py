@@ -68,50 +68,47 @@ def _each(
 
 
 def _inputs(s: Tensor, a: Tensor, weight: Tensor, *options: Sequence[int]) -> Tensor:
-    if (lines := _lines(s)) is not None:  # of the input only its shape is asked for
-        n, c, height, width = a.shape
-        stride, padding, dilation = options
-        whole = height + 2 * padding[0], width + 2 * padding[1]
-        shape, steps = _seen(s.shape[2:], weight.shape[2:], (*whole, c), stride, dilation)
-        image = native.Image(
-            whole[0] * whole[1] * c, height, width * c,
-            (padding[0] * whole[1] + padding[1]) * c, whole[1] * c,
-        )  # fmt: skip
-        w = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
-        found = native.spread(w, lines, shape, steps, image)
-        if found is not None:
-            return found.view(n, height, width, c).permute(0, 3, 1, 2)
-    return _by_torch(s, a, weight, options, (True, False, False))[0]
+    lines, found = _lines(s), None
+    image, shape, steps = _seen(s, a, weight, *options)
+    if lines is not None and native.pays(lines, shape, steps, 2):
+        taps_last = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+        found = native.spread(taps_last, lines, shape, steps, image)
+    if found is None:
+        return _by_torch(s, a, weight, options, (True, False, False))[0]
+    return found.view(len(a), *a.shape[2:], a.shape[1]).permute(0, 3, 1, 2)
 
 
 def _weight(s: Tensor, a: Tensor, weight: Tensor, *options: Sequence[int]) -> tuple[Tensor, Tensor]:
-    lines = _lines(s)
-    if lines is not None and _is_last(a):
-        stride, padding, dilation = options
-        image = a.permute(0, 2, 3, 1)
-        if any(padding):
-            image = F.pad(image, (0, 0, padding[1], padding[1], padding[0], padding[0]))
-        shape, steps = _seen(s.shape[2:], weight.shape[2:], image.shape[1:], stride, dilation)
-        seen = image.as_strided((len(a), *shape), (image[0].numel(), *steps))
+    lines, found = _lines(s), None
+    image, shape, steps = _seen(s, a, weight, *options)
+    if lines is not None and _is_last(a) and native.pays(lines, shape, steps, 2):
+        (_, (high, wide), _) = options
+        whole = a.permute(0, 2, 3, 1)
+        whole = F.pad(whole, (0, 0, wide, wide, high, high)) if high or wide else whole
+        seen = whole.as_strided((len(a), *shape), (image.extent, *steps))
         found = native.row_sum(seen, [lines], 2)
-        if found is not None:
-            rows = found[0].view(len(weight), *weight.shape[2:], -1).permute(0, 3, 1, 2)
-            return torch.empty_like(weight).copy_(rows), found[1]
-    _, *both = _by_torch(s, a, weight, options, (False, True, True))
-    return both[0], both[1]
+    if found is None:
+        return _by_torch(s, a, weight, options, (False, True, True))[1:]
+    rows = found[0].view(len(weight), *weight.shape[2:], -1).permute(0, 3, 1, 2)
+    return torch.empty_like(weight).copy_(rows), found[1]
 
 
 def _seen(
-    positions: Sequence[int], taps: Sequence[int], image: Sequence[int], stride: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[tuple[int, ...], tuple[int, ...]]:  # fmt: skip
-    """Shape and steps of an image ``[height, width, channels]`` as the positions see it."""
-    _, width, channels = image
-    axes = (width * channels, channels)
+    s: Tensor, a: Tensor, weight: Tensor, *options: Sequence[int]
+) -> tuple[native.Image, tuple[int, ...], tuple[int, ...]]:
+    """The padded image of an input, and its shape and steps as the positions see it."""
+    stride, (high, wide), dilation = options
+    _, channels, height, width = a.shape
+    line = (width + 2 * wide) * channels
+    image = native.Image(
+        (height + 2 * high) * line, height, width * channels, high * line + wide * channels, line
+    )
     steps = [
-        gap * axis for gaps in (stride, dilation) for gap, axis in zip(gaps, axes, strict=True)
+        gap * step
+        for gaps in (stride, dilation)
+        for gap, step in zip(gaps, (line, channels), strict=True)
     ]
-    return (*positions, *taps, channels), (*steps, 1)
+    return image, (*s.shape[2:], *weight.shape[2:], channels), (*steps, 1)
 
 
 def _by_torch(

@@ -9,7 +9,7 @@ library that torch itself uses.
 from curvserve.engine.native.binding import bind_team
 from curvserve.engine.native.library import admits, instructions
 from curvserve.engine.native.passes import are_finite, distance, divided, fit
-from curvserve.engine.native.sparse import Image, row_sum, spread
+from curvserve.engine.native.sparse import Image, pays, row_sum, spread
 from curvserve.engine.native.squares import square_sum
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "divided",
     "fit",
     "instructions",
+    "pays",
     "row_sum",
     "spread",
     "square_sum",

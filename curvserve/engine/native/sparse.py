@@ -15,7 +15,7 @@ from torch import Tensor
 
 from curvserve.engine.native import library, passes
 
-__all__ = ["Image", "row_sum", "spread"]
+__all__ = ["Image", "pays", "row_sum", "spread"]
 
 _TASKS = 16
 """How many tasks there are at least, for as many threads."""
@@ -33,7 +33,7 @@ _LISTED, _FARTHEST = 4096, 1 << 30
 _LEAST = 1 << 20
 """Multiplications of a dense product that are worth a look."""
 
-_LOOKED_AT, _FEWEST = 256, 1 / 16
+_LOOKED_AT, _FEWEST = 64, 1 / 16
 """Positions by which it is judged how much is not zero, and the least that is hoped for."""
 
 _BESIDE = 3
@@ -118,6 +118,29 @@ class Image(NamedTuple):
     step: int
 
 
+def pays(s: Tensor, shape: Sequence[int], steps: Sequence[int], axes: int) -> bool:
+    """Whether cotangents have zeros enough for the products below, going by some of them.
+
+    Args:
+        s: The cotangents, ``[N, T, O]``, without gaps between outputs.
+        shape: How many positions there are on each of some axes, then inputs of a position.
+        steps: How far it is from one to the next.
+        axes: How many axes the positions have.
+    """
+    samples, length, outputs = s.shape
+    patches = _patches(tuple(shape), tuple(steps), axes, _lanes(s))
+    least = samples * length * outputs * patches.inputs >= _LEAST
+    if not least or length > _LISTED or patches.extent > _FARTHEST:
+        return False
+    vectors = len(patches.places)
+    dense = _PAYS * patches.inputs / _lanes(s) - _AGAIN * vectors / length
+    if (vectors + _BESIDE) * _FEWEST > dense:
+        return False
+    lines = min(samples * length, _LOOKED_AT)
+    sizes = samples, length, outputs, *s.stride()[:2], lines
+    return (vectors + _BESIDE) * _count(s, *sizes) < dense * lines * outputs
+
+
 def row_sum(
     seen: Tensor, columns: Sequence[Tensor], axes: int, *, squared: bool = False
 ) -> tuple[Tensor, Tensor] | None:
@@ -133,12 +156,9 @@ def row_sum(
 
     Returns:
         A tensor ``[O, K]`` of the K inputs of a position, in their order, and one ``[O]``, which
-        is not squared. None where a dense product takes less time, or an input is not finite, which
-        times zero is not zero.
+        is not squared. None where an input is not finite, which times zero is not zero.
     """
     patches = _patches(tuple(seen.shape[1:]), seen.stride()[1:], axes, _lanes(seen))
-    if not _pays(columns[0], patches):
-        return None
     samples, _, outputs = columns[0].shape
     span = (samples - 1) * seen.stride(0) + patches.extent
     if not passes.are_finite([seen.as_strided((span,), (1,))]):
@@ -168,12 +188,11 @@ def spread(
         image: What of it is wanted.
 
     Returns:
-        A tensor ``[N, lines, line]``; None where a dense product takes less time, or a weight is
-        not finite.
+        A tensor ``[N, lines, line]``; None where a weight is not finite.
     """
-    patches = _patches(tuple(shape), tuple(steps), 2, _lanes(s))
-    if not _pays(s, patches) or not passes.are_finite([weight]):
+    if not passes.are_finite([weight]):
         return None
+    patches = _patches(tuple(shape), tuple(steps), 2, _lanes(s))
     samples, _, outputs = s.shape
     result = s.new_empty(samples, image.lines, image.line)
     packed = s.new_empty(outputs * len(patches.places) * _lanes(s))
@@ -185,21 +204,6 @@ def spread(
         first_line=image.first, from_line=image.step,
     )  # fmt: skip
     return result
-
-
-def _pays(s: Tensor, patches: _Patches) -> bool:
-    """Whether cotangents have zeros enough, going by some of them."""
-    samples, length, outputs = s.shape
-    least = samples * length * outputs * patches.inputs >= _LEAST
-    if not least or length > _LISTED or patches.extent > _FARTHEST:
-        return False
-    vectors = len(patches.places)
-    dense = _PAYS * patches.inputs / _lanes(s) - _AGAIN * vectors / length
-    if (vectors + _BESIDE) * _FEWEST > dense:
-        return False
-    lines = min(samples * length, _LOOKED_AT)
-    sizes = samples, length, outputs, *s.stride()[:2], lines
-    return (vectors + _BESIDE) * _count(s, *sizes) < dense * lines * outputs
 
 
 def _count(s: Tensor, *sizes: int) -> int:

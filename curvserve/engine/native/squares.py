@@ -74,8 +74,10 @@ def _square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
     if steps[2] != 1 or any(s.stride() != steps for s in columns):
         columns = [s.contiguous() for s in columns]
         steps = columns[0].stride()
-    if (found := sparse.row_sum(seen, columns, axes, squared=True)) is not None:
-        return found[0]
+    if sparse.pays(columns[0], seen.shape[1:], seen.stride()[1:], axes):
+        found = sparse.row_sum(seen, columns, axes, squared=True)
+        if found is not None:
+            return found[0]
     which = seen.dtype == torch.float64, library.level(library.instructions() or "")
     breadth = kernel.breadth(*which)
     panels = -(-inputs // breadth)
