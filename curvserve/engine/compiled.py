@@ -279,7 +279,7 @@ class _Program:
         assert self.spec is not None
         *_, places = tree_unflatten(list(range(self.spec.num_leaves)), self.spec)
         shared = places[split.shared.quantity.savefield]
-        self.operations = Sharing(self.model, whole, hits, shared)
+        self.operations = Sharing(self.model, whole, hits, shared, alone=split.shared.alone)
 
     def _one_way(self, program: GraphModule, arguments: Sequence[Tensor]) -> Operations:
         if self.recorder is not None:

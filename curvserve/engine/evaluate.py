@@ -418,7 +418,7 @@ class _Work:
         if self.split is not None:
             self.split.shared = shared
             return share.Hits(shared) if self.split.way == "hits" else None
-        chosen = share.misses(shared.weights)
+        chosen = share.misses(shared.weights, alone=shared.alone)
         if chosen is None:
             return None
         if len(chosen):

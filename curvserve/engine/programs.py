@@ -72,7 +72,13 @@ class Sharing:
     """A program that leaves out the second backward pass where it can, see :mod:`.share`."""
 
     def __init__(
-        self, model: nn.Module, whole: GraphModule, hits: GraphModule, places: Mapping[str, int]
+        self,
+        model: nn.Module,
+        whole: GraphModule,
+        hits: GraphModule,
+        places: Mapping[str, int],
+        *,
+        alone: bool,
     ) -> None:
         """Takes the programs for both ways.
 
@@ -81,15 +87,16 @@ class Sharing:
             whole: All samples go back again.
             hits: None does. Both return the outputs, the column and the weights last.
             places: For the names of parameters, where the shared results stand among the others.
+            alone: Whether few samples may go through the net alone.
         """
-        self._model, self._places = model, places
+        self._model, self._places, self._alone = model, places, alone
         self._cut = cut([whole, hits], 3)
         self._again: dict[int, Callable[..., list[Tensor]]] = {}
 
     def begin(self, *arguments: Tensor) -> tuple[Way, Rest]:
         """See :class:`Operations`."""
         (outputs, column, weights), values = self._cut.begin(*arguments)
-        chosen = share.misses(weights)
+        chosen = share.misses(weights, alone=self._alone)
         if chosen is None:
             return ALL, lambda: self._cut.go_on(0, values)
 
@@ -109,12 +116,12 @@ class Sharing:
     def _run_again(self, inputs: Tensor, column: Tensor) -> list[Tensor]:
         size = len(inputs)
         if size not in self._again:
-            alone = self._alone()
-            alone(inputs, column)  # what is found out at a first call is not to be written down
-            self._again[size] = shortened(written_down(alone, inputs, column))
+            once_more = self._once_more()
+            once_more(inputs, column)  # what is found out at a first call is not written down
+            self._again[size] = shortened(written_down(once_more, inputs, column))
         return self._again[size](inputs, column)
 
-    def _alone(self) -> Callable[..., list[Tensor]]:
+    def _once_more(self) -> Callable[..., list[Tensor]]:
         """What samples contribute that go through the net once more, after its output for them."""
 
         def flat(x: Tensor, own: Tensor) -> list[Tensor]:

@@ -34,6 +34,9 @@ _ROOMS = (16, 8, 4)
 """The other samples go back in groups of 1/16, 1/8 or 1/4 of the batch, filled up: so there are few
 shapes. Beyond a quarter the pass of all is about as cheap."""
 
+_WORTH = 4 * 10**8
+"""Multiplications of a batch's pass forward below which it is cheaper to send all samples back."""
+
 _ALIKE = 1e-3
 
 
@@ -45,11 +48,13 @@ class Shared:
         quantity: What it is for.
         column: The cotangent of the output.
         weights: ``[N]``: by what a sample's gradient becomes its column; zero where it does not.
+        alone: Whether it is worth to have a few of them go through the net once more.
     """
 
     quantity: Quantity
     column: Tensor
     weights: Tensor
+    alone: bool
 
 
 @dataclass
@@ -107,14 +112,28 @@ def shared(at: Pass, quantity: Quantity, inputs: Any) -> Shared | None:
     if at.plan.layout != Layout():
         return None
     found = at.loss.shared_column(at.draws)
-    return found and Shared(quantity, *found)
+    return found and Shared(quantity, *found, alone=_multiplications(at) >= _WORTH)
 
 
-def misses(weights: Tensor) -> Tensor | None:
-    """The samples that have to go back again, or None if they are too many to go alone.
+def _multiplications(at: Pass) -> int:
+    """About how many the pass forward takes: each weight's numbers at each of its positions."""
+    total = 0
+    for account in at.plan.accounts:
+        call = at.graph.calls[account.call].call
+        seen = max((t.numel() for t in call.tensors()), default=0)
+        for name in account.names:
+            weight = call.module.get_parameter(name)
+            if weight.dim() > 1:
+                total += weight.numel() // max(1, weight.shape[1]) * seen
+    return total
+
+
+def misses(weights: Tensor, *, alone: bool) -> Tensor | None:
+    """The samples that have to go back again, or None if all of them are to go.
 
     Args:
         weights: See :class:`Shared`.
+        alone: Likewise.
 
     Returns:
         Indices, filled up with -1 to one of a few lengths.
@@ -122,7 +141,7 @@ def misses(weights: Tensor) -> Tensor | None:
     where = (weights == 0).nonzero().flatten()
     if len(where) == 0:
         return where
-    for share in _ROOMS:
+    for share in _ROOMS if alone else ():
         room = -(-len(weights) // share)
         if len(where) <= room:
             return torch.cat([where, where.new_full((room - len(where),), -1)])

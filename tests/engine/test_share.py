@@ -52,6 +52,12 @@ def _seeded() -> None:
     torch.manual_seed(0)  # what is learned decides which ways are taken
 
 
+@pytest.fixture(autouse=True)
+def _worth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For nets as small as these it is not worth to have few samples go alone."""
+    monkeypatch.setattr(share, "_WORTH", 0)
+
+
 def batch(samples: int = 32) -> tuple[Tensor, Tensor]:
     return torch.randn(samples, 1, 8, 8), torch.randint(CLASSES, (samples,))
 
@@ -98,8 +104,8 @@ class Ways(list[int | None]):
 def ways(monkeypatch: pytest.MonkeyPatch) -> Ways:
     found = Ways()
 
-    def spied(weights: Tensor) -> Tensor | None:
-        chosen = misses(weights)
+    def spied(weights: Tensor, *, alone: bool) -> Tensor | None:
+        chosen = misses(weights, alone=alone)
         found.append(None if chosen is None else len(chosen))
         return chosen
 
@@ -138,6 +144,26 @@ def test_as_many_go_back_as_were_drawn_otherwise(ways: Ways) -> None:
     del ways[:]
     evaluate(convolutional(), nn.CrossEntropyLoss(), inputs, labels, seed=0)
     assert ways == [None]
+
+
+def test_where_it_is_not_worth_it_none_or_all_go_back(
+    ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, labels = batch()
+    model, loss = trained(convolutional, inputs, labels, 400), nn.CrossEntropyLoss()
+    multiplications = len(inputs) * (64 * 27 + 27 * 8 + 8 * CLASSES)
+    asked = ["grad", "diag_ggn_mc"]
+    for least, expected in [(multiplications, {0, 2}), (multiplications + 1, {0, None})]:
+        monkeypatch.setattr(share, "_WORTH", least)
+        evaluator = Evaluator(model, loss, eager_calls=1)
+        for seed in range(12):
+            targets = labels.clone()
+            targets[: seed % 2] = (labels[: seed % 2] + 1) % CLASSES
+            own = evaluator(inputs, targets, asked, seed=seed).quantities["diag_ggn_mc"]
+            wanted = reference(model, inputs, drawn(model, inputs, seed), 1 / len(inputs))
+            assert largest(own, wanted) < 1e-3
+        assert set(ways) == expected and not evaluator.refusals()
+        del ways[:]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +276,7 @@ def test_the_others_are_all_there_once_in_one_of_few_lengths(
     wanted = data.draw(st.sets(st.integers(0, total - 1)))
     weights = torch.ones(total)
     weights[list(wanted)] = 0
-    chosen = misses(weights)
+    chosen = misses(weights, alone=True)
     if chosen is None:
         assert len(wanted) > total / 4
         return
