@@ -20,7 +20,7 @@ from curvserve.engine import evaluate
 from curvserve.models.mnist_cnn import network
 
 NAMES = ("gradient", "evaluate", "compiled", "BackPACK", "BackPACK, channels_last")
-STOPS = (0, 5, 10, 20, 40, 80, 160)
+STOPS = (0, 5, 10, 20, 40, 80, 160, 320, 640, 320, 640)
 BATCH = 64
 SECONDS = 3.0
 
