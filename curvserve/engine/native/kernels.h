@@ -5,6 +5,43 @@
 /* Starts threads that call a function once each, as OpenMP does for GCC's code. */
 typedef void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
 
+/* See curvserve/engine/native/library.py, which fills it in: threads, and memory of each. */
+struct team {
+    int64_t threads, scratch_bytes;
+    char *scratch;
+    parallel parallel;
+    int (*thread)(void);
+};
+
+/* What threads take one after the other; each is done by one of them. */
+struct tasks {
+    const struct team *team;
+    void (*task)(const void *work, int64_t number, char *scratch);
+    const void *work;
+    int64_t count, next;
+};
+
+static inline void take_tasks(void *argument)
+{
+    struct tasks *tasks = argument;
+    const struct team *team = tasks->team;
+    char *scratch = team->scratch + (team->threads > 1 ? team->thread() : 0) * team->scratch_bytes;
+    for (;;) {
+        int64_t number = __atomic_fetch_add(&tasks->next, 1, __ATOMIC_RELAXED);
+        if (number >= tasks->count)
+            return;
+        tasks->task(tasks->work, number, scratch);
+    }
+}
+
+static inline void do_tasks(struct tasks tasks)
+{
+    if (tasks.team->threads > 1)
+        tasks.team->parallel(take_tasks, &tasks, (unsigned)tasks.team->threads, 0);
+    else
+        take_tasks(&tasks);
+}
+
 /* What is computed with: 0 what every processor has, 1 AVX2, 2 AVX-512; never more than there is. */
 static inline int usable(int asked)
 {

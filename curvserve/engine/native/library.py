@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = [
     "Numbers",
+    "Team",
     "admits",
     "compiled",
     "function",
@@ -21,6 +22,7 @@ __all__ = [
     "numbers",
     "openmp",
     "places",
+    "team",
 ]
 
 _INSTRUCTIONS = ("AVX2", "AVX512")
@@ -28,6 +30,15 @@ _INSTRUCTIONS = ("AVX2", "AVX512")
 
 
 Numbers = ctypes.Array[ctypes.c_int64]
+
+
+class Team(ctypes.Structure):
+    """Threads for a kernel, and memory of each, as ``kernels.h`` has them."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("threads", "scratch_bytes")),
+        *((name, ctypes.c_void_p) for name in ("scratch", "parallel", "thread")),
+    ]
 
 
 @cache
@@ -92,3 +103,16 @@ def places(shape: Sequence[int], steps: Sequence[int]) -> list[int]:
 def numbers(values: Sequence[int]) -> Numbers:
     """Whole numbers as the kernels read them."""
     return (ctypes.c_int64 * len(values))(*values)
+
+
+def team(tasks: int, scratch_bytes: int) -> tuple[Team, Tensor]:
+    """Threads for so many tasks, and their memory, which has to be held until they have ended.
+
+    Args:
+        tasks: How many there are.
+        scratch_bytes: What a thread needs.
+    """
+    parallel, thread = openmp()
+    threads = 1 if parallel is None else min(torch.get_num_threads(), tasks)
+    scratch = torch.empty(threads, scratch_bytes, dtype=torch.uint8, device="cpu")
+    return Team(threads, scratch_bytes, scratch.data_ptr(), parallel, thread), scratch

@@ -25,16 +25,14 @@ enum { SIDE = 16, WIDEST = 9, BLOCK = 128 };
  * stands among the inputs. A strip is some of them. An image has room for a vector behind its end.
  */
 struct sparse {
-    int64_t samples, length, inputs, outputs, columns, vectors, strips, groups, squared, threads;
-    int64_t image_step, sample_step, line_step, extent, scratch_bytes;
+    int64_t samples, length, inputs, outputs, columns, vectors, strips, groups, squared;
+    int64_t image_step, sample_step, line_step, extent;
     int64_t lines, line, first_line, from_line; /* of an image that is handed over, and here */
     const int64_t *positions, *places, *widths, *ranks;
     const void *images;
     const void *const *cotangents;
     void *totals, *sums, *result;
-    char *scratch;
-    parallel parallel;
-    int (*thread)(void);
+    struct team team;
 };
 
 /* Numbers that an image takes with a vector behind it, in whole lines of the cache. */
@@ -99,9 +97,9 @@ static inline __attribute__((always_inline, target("avx512f,popcnt"))) int64_t c
 #endif
 
 struct kernel {
-    void (*rows)(const struct sparse *, int64_t, char *);
+    void (*rows)(const void *, int64_t, char *);
     void (*gather)(const struct sparse *);
-    void (*spread)(const struct sparse *, int64_t, char *);
+    void (*spread)(const void *, int64_t, char *);
     void (*pack)(const struct sparse *);
     int64_t (*count)(const void *, int64_t, int64_t);
     int64_t lanes;
@@ -119,33 +117,6 @@ static struct kernel chosen(int is_double, int instructions)
     };
 #undef KERNEL
     return kernels[usable(instructions)][is_double];
-}
-
-struct shared {
-    const struct sparse *work;
-    void (*task)(const struct sparse *, int64_t, char *);
-    int64_t tasks, next;
-};
-
-static void take(void *argument)
-{
-    struct shared *shared = argument;
-    const struct sparse *work = shared->work;
-    char *scratch = work->scratch + (work->threads > 1 ? work->thread() : 0) * work->scratch_bytes;
-    for (;;) {
-        int64_t task = __atomic_fetch_add(&shared->next, 1, __ATOMIC_RELAXED);
-        if (task >= shared->tasks)
-            return;
-        shared->task(work, task, scratch);
-    }
-}
-
-static void run(struct shared shared)
-{
-    if (shared.work->threads > 1)
-        shared.work->parallel(take, &shared, (unsigned)shared.work->threads, 0);
-    else
-        take(&shared);
 }
 
 /* How many numbers a vector has. */
@@ -180,7 +151,8 @@ int64_t sparse_scratch(const struct sparse *work, int is_double)
 void sparse_rows(const struct sparse *work, int is_double, int instructions)
 {
     struct kernel kernel = chosen(is_double, instructions);
-    run((struct shared){work, kernel.rows, work->groups * ((work->outputs + SIDE - 1) / SIDE), 0});
+    int64_t count = work->groups * ((work->outputs + SIDE - 1) / SIDE);
+    do_tasks((struct tasks){&work->team, kernel.rows, work, count, 0});
     kernel.gather(work);
 }
 
@@ -189,5 +161,5 @@ void sparse_spread(const struct sparse *work, int is_double, int instructions)
 {
     struct kernel kernel = chosen(is_double, instructions);
     kernel.pack(work);
-    run((struct shared){work, kernel.spread, work->samples, 0});
+    do_tasks((struct tasks){&work->team, kernel.spread, work, work->samples, 0});
 }

@@ -66,8 +66,9 @@ static inline __attribute__((always_inline)) TARGET void NAME(strip)(
 }
 
 /* Some outputs, of one group of samples. */
-static TARGET void NAME(rows)(const struct sparse *work, int64_t task, char *scratch)
+static TARGET void NAME(rows)(const void *argument, int64_t task, char *scratch)
 {
+    const struct sparse *work = argument;
     int64_t blocks = (work->outputs + SIDE - 1) / SIDE, group = task / blocks;
     int64_t left = task % blocks * SIDE, length = work->length, row = work->vectors * LANES;
     int64_t height = work->outputs - left < SIDE ? work->outputs - left : SIDE;
@@ -169,8 +170,9 @@ static inline __attribute__((always_inline)) TARGET void NAME(patch)(
 }
 
 /* The image of one sample. */
-static TARGET void NAME(spread)(const struct sparse *work, int64_t n, char *scratch)
+static TARGET void NAME(spread)(const void *argument, int64_t n, char *scratch)
 {
+    const struct sparse *work = argument;
     T *image = (T *)scratch, *values = image + room(work->extent);
     int64_t *starts = (int64_t *)(values + BLOCK * work->outputs + SIDE), row = sizeof(T) * work->line;
     int32_t *outputs = (int32_t *)(starts + BLOCK + 1);

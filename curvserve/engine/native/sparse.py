@@ -6,6 +6,7 @@ that part of the time.
 """
 
 import ctypes
+import math
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -50,13 +51,13 @@ class _Work(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("samples", "length", "inputs", "outputs")),
         *((name, ctypes.c_int64) for name in ("columns", "vectors", "strips", "groups")),
-        *((name, ctypes.c_int64) for name in ("squared", "threads")),
-        *((name, ctypes.c_int64) for name in ("image_step", "sample_step", "line_step")),
-        *((name, ctypes.c_int64) for name in ("extent", "scratch_bytes")),
+        *((name, ctypes.c_int64) for name in ("squared", "image_step", "sample_step")),
+        *((name, ctypes.c_int64) for name in ("line_step", "extent")),
         *((name, ctypes.c_int64) for name in ("lines", "line", "first_line", "from_line")),
         *((name, ctypes.c_void_p) for name in ("positions", "places", "widths", "ranks")),
         *((name, ctypes.c_void_p) for name in ("images", "cotangents", "totals", "sums")),
-        *((name, ctypes.c_void_p) for name in ("result", "scratch", "parallel", "thread")),
+        ("result", ctypes.c_void_p),
+        ("team", library.Team),
     ]
 
 
@@ -128,13 +129,13 @@ def pays(s: Tensor, shape: Sequence[int], steps: Sequence[int], axes: int) -> bo
         axes: How many axes the positions have.
     """
     samples, length, outputs = s.shape
-    patches = _patches(tuple(shape), tuple(steps), axes, _lanes(s))
-    least = samples * length * outputs * patches.inputs >= _LEAST
-    if not least or length > _LISTED or patches.extent > _FARTHEST:
+    multiplications = s.numel() * math.prod(shape[axes:])
+    if multiplications < _LEAST or length > _LISTED:
         return False
+    patches = _patches(tuple(shape), tuple(steps), axes, _lanes(s))
     vectors = len(patches.places)
     dense = _PAYS * patches.inputs / _lanes(s) - _AGAIN * vectors / length
-    if (vectors + _BESIDE) * _FEWEST > dense:
+    if patches.extent > _FARTHEST or (vectors + _BESIDE) * _FEWEST > dense:
         return False
     lines = min(samples * length, _LOOKED_AT)
     sizes = samples, length, outputs, *s.stride()[:2], lines
@@ -224,27 +225,23 @@ def _run(
 ) -> None:
     """Calls a kernel with strips of at most a breadth."""
     (samples, length, outputs), (sample_step, line_step, _) = columns[0].shape, columns[0].stride()
-    parallel, thread = library.openmp()
-    threads = 1 if parallel is None else min(torch.get_num_threads(), tasks)
     addresses = (ctypes.c_void_p * len(columns))(*(s.data_ptr() for s in columns))
     vectors = len(patches.places)
     work = _Work(
         samples=samples, length=length, inputs=patches.inputs, outputs=outputs,
-        columns=len(columns), vectors=vectors, strips=-(-vectors // breadth), threads=threads,
+        columns=len(columns), vectors=vectors, strips=-(-vectors // breadth),
         sample_step=sample_step, line_step=line_step,
         positions=ctypes.addressof(patches.positions), places=ctypes.addressof(patches.places),
         widths=ctypes.addressof(patches.widths), ranks=ctypes.addressof(patches.ranks),
         images=images.data_ptr(), cotangents=ctypes.addressof(addresses),
-        totals=totals.data_ptr(), result=result.data_ptr(), parallel=parallel, thread=thread,
-        **more,
+        totals=totals.data_ptr(), result=result.data_ptr(), **more,
     )  # fmt: skip
-    work.scratch_bytes = _kernel().scratch(work, columns[0].dtype == torch.float64)
-    scratch = torch.empty(threads, work.scratch_bytes, dtype=torch.uint8, device="cpu")
-    work.scratch = scratch.data_ptr()
+    bytes_each = _kernel().scratch(work, columns[0].dtype == torch.float64)
+    work.team, _scratch = library.team(tasks, bytes_each)
     kernel(work, *_which(columns[0]))
 
 
-@lru_cache(64)
+@lru_cache(512)
 def _patches(shape: Sequence[int], steps: Sequence[int], axes: int, lanes: int) -> _Patches:
     """How patches lie that are seen as ``[*positions, *inputs]`` with these steps between."""
     positions, inputs = (

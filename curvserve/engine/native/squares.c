@@ -22,15 +22,13 @@ enum { IN_PLACE = 1024 };
 
 /* See curvserve/engine/native/__init__.py, which fills it in; steps and offsets count numbers. */
 struct squares {
-    int64_t samples, length, inputs, outputs, columns, segments, groups, threads;
-    int64_t image_step, sample_step, line_step, inputs_step, scratch_bytes;
+    int64_t samples, length, inputs, outputs, columns, segments, groups;
+    int64_t image_step, sample_step, line_step, inputs_step;
     const int64_t *positions, *offsets, *lengths;
     const void *images;
     const void *const *cotangents;
     void *totals, *result;
-    char *scratch;
-    parallel parallel;
-    int (*thread)(void);
+    struct team team;
 };
 
 #define T float
@@ -84,7 +82,7 @@ struct squares {
 #endif
 
 struct kernel {
-    void (*panel)(const struct squares *, int64_t, char *);
+    void (*panel)(const void *, int64_t, char *);
     void (*gather)(const struct squares *);
     int64_t breadth;
 };
@@ -103,25 +101,6 @@ static struct kernel chosen(int is_double, int instructions)
     return kernels[usable(instructions)][is_double];
 }
 
-struct shared {
-    const struct squares *work;
-    struct kernel kernel;
-    int64_t tasks, next;
-};
-
-static void take(void *argument)
-{
-    struct shared *shared = argument;
-    const struct squares *work = shared->work;
-    char *scratch = work->scratch + (work->threads > 1 ? work->thread() : 0) * work->scratch_bytes;
-    for (;;) {
-        int64_t task = __atomic_fetch_add(&shared->next, 1, __ATOMIC_RELAXED);
-        if (task >= shared->tasks)
-            return;
-        shared->kernel.panel(work, task, scratch);
-    }
-}
-
 /* How many numbers wide a panel is. */
 int64_t squares_breadth(int is_double, int instructions)
 {
@@ -138,10 +117,6 @@ void squares(const struct squares *work, int is_double, int instructions)
 {
     struct kernel kernel = chosen(is_double, instructions);
     int64_t panels = (work->inputs + kernel.breadth - 1) / kernel.breadth;
-    struct shared shared = {work, kernel, work->groups * panels, 0};
-    if (work->threads > 1)
-        work->parallel(take, &shared, (unsigned)work->threads, 0);
-    else
-        take(&shared);
+    do_tasks((struct tasks){&work->team, kernel.panel, work, work->groups * panels, 0});
     kernel.gather(work);
 }

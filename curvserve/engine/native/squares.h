@@ -129,8 +129,9 @@ static TARGET void NAME(pack)(
 }
 
 /* One panel of the result, of one group of samples: breadth is a multiple of LANES. */
-static TARGET void NAME(panel)(const struct squares *work, int64_t task, char *scratch)
+static TARGET void NAME(panel)(const void *argument, int64_t task, char *scratch)
 {
+    const struct squares *work = argument;
     int64_t panels = (work->inputs + PANEL - 1) / PANEL;
     int64_t group = task / panels, left = task % panels * PANEL;
     int64_t right = left + PANEL < work->inputs ? left + PANEL : work->inputs;

@@ -20,12 +20,12 @@ _TASKS = 16
 class _Work(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("samples", "length", "inputs", "outputs")),
-        *((name, ctypes.c_int64) for name in ("columns", "segments", "groups", "threads")),
+        *((name, ctypes.c_int64) for name in ("columns", "segments", "groups")),
         *((name, ctypes.c_int64) for name in ("image_step", "sample_step", "line_step")),
-        *((name, ctypes.c_int64) for name in ("inputs_step", "scratch_bytes")),
+        ("inputs_step", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("positions", "offsets", "lengths", "images")),
-        *((name, ctypes.c_void_p) for name in ("cotangents", "totals", "result", "scratch")),
-        *((name, ctypes.c_void_p) for name in ("parallel", "thread")),
+        *((name, ctypes.c_void_p) for name in ("cotangents", "totals", "result")),
+        ("team", library.Team),
     ]
 
 
@@ -62,15 +62,12 @@ def square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
 
 
 def _square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
-    first, kernel = columns[0], _kernel()
     _check(seen, columns, axes)
-    samples, length, outputs = first.shape
-    laid, inputs_step = _laid(seen.shape[1:], seen.stride()[1:], axes)
+    samples, length, outputs = columns[0].shape
     inputs = int(seen.shape[1 + axes :].numel())
-    result = seen.new_empty(outputs, inputs)
     if not samples * length * outputs * inputs:
-        return result.zero_()
-    steps = first.stride()
+        return seen.new_zeros(outputs, inputs)
+    steps = columns[0].stride()
     if steps[2] != 1 or any(s.stride() != steps for s in columns):
         columns = [s.contiguous() for s in columns]
         steps = columns[0].stride()
@@ -78,28 +75,26 @@ def _square_sum(seen: Tensor, columns: Sequence[Tensor], axes: int) -> Tensor:
         found = sparse.row_sum(seen, columns, axes, squared=True)
         if found is not None:
             return found[0]
+    kernel, result = _kernel(), seen.new_empty(outputs, inputs)
+    laid, inputs_step = _laid(seen.shape[1:], seen.stride()[1:], axes)
     which = seen.dtype == torch.float64, library.level(library.instructions() or "")
     breadth = kernel.breadth(*which)
     panels = -(-inputs // breadth)
     groups = min(samples, -(-_TASKS // panels))
-    parallel, thread = library.openmp()
-    threads = 1 if parallel is None else min(torch.get_num_threads(), groups * panels)
-    scratch = kernel.scratch(length, outputs, *which)
+    scratch = kernel.scratch(length, outputs, *which) * seen.element_size()
+    team, _scratch = library.team(groups * panels, scratch)
     totals = seen.new_empty(groups * panels * breadth * outputs)
-    scratches = seen.new_empty(threads, scratch)
     addresses = (ctypes.c_void_p * len(columns))(*(s.data_ptr() for s in columns))
     work = _Work(
-        samples, length, inputs, outputs, len(columns), len(laid[1]), groups, threads,
-        seen.stride(0), steps[0], steps[1], inputs_step, scratch * seen.element_size(),
-        *map(ctypes.addressof, laid), seen.data_ptr(),
-        ctypes.addressof(addresses), totals.data_ptr(), result.data_ptr(), scratches.data_ptr(),
-        parallel, thread,
+        samples, length, inputs, outputs, len(columns), len(laid[1]), groups,
+        seen.stride(0), steps[0], steps[1], inputs_step, *map(ctypes.addressof, laid),
+        seen.data_ptr(), ctypes.addressof(addresses), totals.data_ptr(), result.data_ptr(), team,
     )  # fmt: skip
     kernel.squares(work, *which)
     return result
 
 
-@lru_cache(64)
+@lru_cache(512)
 def _laid(
     shape: Sequence[int], steps: Sequence[int], axes: int
 ) -> tuple[tuple[library.Numbers, library.Numbers, library.Numbers], int]:
