@@ -57,7 +57,9 @@ def _each(
     s: Tensor, a: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any,
     transposed: bool, output_padding: Any, groups: int, wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    ours, options = torch.ops.curvserve, (stride, padding, dilation)
+    ours = torch.ops.curvserve
+    # one number is meant for both axes, as of padding="valid"
+    options = [list(o) * 2 if len(o) == 1 else o for o in (stride, padding, dilation)]
     inputs = ours.convolution_inputs(s, a, weight, *options) if wanted[0] else None
     both = (
         ours.convolution_weight(s, a, weight, *options) if wanted[1] or wanted[2] else (None,) * 2

@@ -252,8 +252,8 @@ def pooled() -> nn.Sequential:
     """A net whose convolutions are pooled."""
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, bias=False), nn.MaxPool2d(3, 2), nn.ReLU(),
+        nn.Conv2d(3, 16, 3, padding="same"), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding="valid", bias=False), nn.MaxPool2d(3, 2), nn.ReLU(),
         nn.Conv2d(32, 16, (2, 3), stride=(1, 2), dilation=(2, 1), padding=1), nn.MaxPool2d(2),
         nn.Flatten(), nn.LazyLinear(10),
     )  # fmt: skip
