@@ -54,3 +54,17 @@ static inline int usable(int asked)
     (void)asked;
     return 0;
 }
+
+/* A line for each level of instructions, for float and for double: what KERNEL makes of a name. */
+#ifdef __x86_64__
+#define KERNELS(KERNEL)                                                              \
+    {                                                                                \
+        {KERNEL(float), KERNEL(double)}, {KERNEL(float_avx2), KERNEL(double_avx2)},  \
+            {KERNEL(float_avx512), KERNEL(double_avx512)},                           \
+    }
+#else
+#define KERNELS(KERNEL)                                                              \
+    {                                                                                \
+        {KERNEL(float), KERNEL(double)},                                             \
+    }
+#endif

@@ -108,13 +108,7 @@ double passes(const struct passes *work, int which, int is_double, int instructi
     {                                                                                \
         distance_##name, improper_##name, divided_##name                             \
     }
-    static const pass all[][2][3] = {
-        {PASSES(float), PASSES(double)},
-#ifdef __x86_64__
-        {PASSES(float_avx2), PASSES(double_avx2)},
-        {PASSES(float_avx512), PASSES(double_avx512)},
-#endif
-    };
+    static const pass all[][2][3] = KERNELS(PASSES);
 #undef PASSES
     struct shared shared = {work, all[usable(instructions)][is_double][which], 0};
     if (work->threads > 1)

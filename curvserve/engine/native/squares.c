@@ -90,13 +90,7 @@ struct kernel {
 static struct kernel chosen(int is_double, int instructions)
 {
 #define KERNEL(name) {panel_##name, gather_##name, breadth_##name}
-    static const struct kernel kernels[][2] = {
-        {KERNEL(float), KERNEL(double)},
-#ifdef __x86_64__
-        {KERNEL(float_avx2), KERNEL(double_avx2)},
-        {KERNEL(float_avx512), KERNEL(double_avx512)},
-#endif
-    };
+    static const struct kernel kernels[][2] = KERNELS(KERNEL);
 #undef KERNEL
     return kernels[usable(instructions)][is_double];
 }
