@@ -41,10 +41,10 @@ _BESIDE = 3
 """Vectors that could be added up in the time that it takes to list a number."""
 
 _AGAIN = 4
-"""Vectors that could be in the time that it takes to fetch sums or weights for another sample."""
+"""Vectors that could be added up in the time that it takes to fetch sums or weights anew."""
 
 _PAYS = 0.6
-"""Vectors added up, over those of a dense product, below which that takes longer."""
+"""Vectors added up, over those of a dense product, below which the dense one takes longer."""
 
 
 class _Work(ctypes.Structure):
@@ -121,6 +121,8 @@ class Image(NamedTuple):
 
 def pays(s: Tensor, shape: Sequence[int], steps: Sequence[int], axes: int) -> bool:
     """Whether cotangents have zeros enough for the products below, going by some of them.
+
+    See docs/decisions/0040 for what each of the numbers above was measured by.
 
     Args:
         s: The cotangents, ``[N, T, O]``, without gaps between outputs.
